@@ -1,0 +1,44 @@
+# `make demo` and `make test` do everything, set-up included. PYTHON and TORCH_INDEX may be given.
+PYTHON ?= python3
+DEVICE ?= cpu
+SEED ?= 0
+TORCH_INDEX ?=
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint format venv constraints clean
+
+demo: venv
+	$(BIN)/vitscale demo --device $(DEVICE) --seed $(SEED)
+
+test: venv
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
+
+lint: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+venv: .venv/stamp
+
+# An editable install of exactly the versions in constraints.txt, made again when either file changes.
+.venv/stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vitscale needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1); give another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv) or give another: make PYTHON=..." >&2; exit 1; }
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[test]'
+	touch $@
+
+# After a change of dependencies: write the versions that are installed now.
+constraints:
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+clean:
+	rm -rf .venv runs dist build

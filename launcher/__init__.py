@@ -1,0 +1,1 @@
+"""Recipe and machine -> processes. Imports no torch, so that it runs on a login node."""

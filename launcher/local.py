@@ -1,0 +1,61 @@
+"""Processes on this machine: how many, on which port, and never left behind."""
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from vitscale.config import HardwareConfig
+from vitscale.errors import LaunchError
+
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def default_processes(hardware: HardwareConfig) -> int:
+    """One per visible GPU, or one on a machine without."""
+    return max(1, count_gpus(os.environ)) if hardware.device != "cpu" else 1
+
+
+def count_gpus(environ: Mapping[str, str]) -> int:
+    """NVIDIA GPUs that a process started here may use, asked of the driver so that torch stays unloaded."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    if not shutil.which("nvidia-smi"):
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return len([line for line in listed.stdout.splitlines() if line.startswith("GPU ")])
+
+
+def check_port(port: int) -> None:
+    """The port that the processes will meet on is free; 0 stands for any."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise LaunchError(
+                f"--port {port}: cannot be used ({error.strerror}); stop what uses it, give another one, or leave --port away "
+                "to have a free one chosen"
+            ) from None
+
+
+def run(command: Sequence[str]) -> int:
+    """Run to the end, passing signals on; returns the exit status. The processes die with this one."""
+    process = subprocess.Popen(command, preexec_fn=_die_with_parent)
+    before = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in FORWARDED}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

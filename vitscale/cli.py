@@ -1,0 +1,340 @@
+"""`vitscale ...`: the commands. Everything heavy is imported by the command that needs it, so that --help is quick."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+RECIPE_HELP = "recipe file, or the name of one that ships with vitscale (recipes/demo/pretrain.yaml)"
+OVERRIDES_HELP = "values to change, e.g. train.global_batch=512"
+MODEL_HELP = "checkpoint directory, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
+
+
+def main() -> None:
+    """Exit status 0 = done, 1 = an error said in one paragraph, 2 = wrong usage."""
+    args = parse(build_parser(), sys.argv[1:])
+    try:
+        sys.exit(args.command(args))
+    except ValueError as error:
+        from vitscale.errors import USER_ERRORS
+
+        if not isinstance(error, USER_ERRORS):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # `vitscale show ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """argparse leaves positional words that come after an option; ours are overrides."""
+    args, rest = parser.parse_known_args(words)
+    if rest and ("overrides" not in args or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vitscale", description="Pretrain and fine-tune Vision Transformers on sharded WebDataset streams."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_run_commands(commands)
+    add_model_commands(commands)
+    data = add(commands, "data", None, "build, index and verify shards", "vitscale data build images/ --out data/mine")
+    add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
+    return parser
+
+
+def add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    command: Callable[[argparse.Namespace], int] | None,
+    text: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """A command with its help and an example."""
+    parser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    train = add(
+        commands,
+        "train",
+        run_train,
+        "run a recipe on this machine, from where it stands to its end",
+        "vitscale train recipes/demo/pretrain.yaml --procs 2 train.total.epochs=10",
+    )
+    train.add_argument("recipe", help=RECIPE_HELP)
+    train.add_argument("overrides", nargs="*", metavar="a.b=c", help=OVERRIDES_HELP)
+    train.add_argument("--procs", type=int, help="processes (default: one per GPU, else 1)")
+    train.add_argument("--port", type=int, default=0, help="port on which they meet (default: a free one)")
+
+    show = add(
+        commands,
+        "show",
+        run_show,
+        "resolved recipe and the arithmetic that follows from it",
+        "vitscale show recipes/pretrain/vit-l16-in21k.yaml --procs 64",
+    )
+    show.add_argument("recipe", help=RECIPE_HELP)
+    show.add_argument("overrides", nargs="*", metavar="a.b=c", help=OVERRIDES_HELP)
+    show.add_argument("--procs", type=int, default=1, help="processes to lay it out for (default: 1)")
+    show.add_argument("--model", action="store_true", help="every layer with its shape and parameters")
+    show.add_argument("--json", action="store_true", help="as JSON")
+
+    sync = add(commands, "sync", run_sync, "send MLflow what it lacks of a run", "vitscale sync runs/digits-pretrain")
+    sync.add_argument("run_dir", type=Path, help="run directory")
+
+    demo = add(commands, "demo", run_demo, "pretrain, fine-tune and publish on handwritten digits, in minutes", "vitscale demo")
+    demo.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what to train on (default: cpu)")
+    demo.add_argument("--seed", type=int, default=0, help="another seed runs beside the others (default: 0)")
+    demo.add_argument("--runs", default="runs", help="folder for everything it writes (default: runs)")
+
+
+def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    evaluate = add(
+        commands,
+        "eval",
+        run_eval,
+        "accuracy of a model on shards",
+        "vitscale eval models:/digits-vit@champion --data runs/data/digits/val.json",
+    )
+    evaluate.add_argument("model", help=MODEL_HELP)
+    evaluate.add_argument("--data", required=True, help="manifest of the shards")
+    evaluate.add_argument("--batch", type=int, default=64, help="images at a time (default: 64)")
+
+    predict = add(
+        commands,
+        "predict",
+        run_predict,
+        "likeliest classes of images",
+        "vitscale predict models:/digits-vit@champion seven.png",
+    )
+    predict.add_argument("model", help=MODEL_HELP)
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    predict.add_argument("--top", type=int, default=3, help="classes per image (default: 3)")
+    predict.add_argument("--json", action="store_true", help="one JSON object per image")
+
+    pull = add(
+        commands,
+        "pull",
+        run_pull,
+        "download a published model, verified",
+        "vitscale pull models:/digits-vit@champion --to champion",
+    )
+    pull.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
+    pull.add_argument("--to", type=Path, help="directory to make (default: the user's cache)")
+
+    publish = add(
+        commands,
+        "publish",
+        run_publish,
+        "register a checkpoint as a version of a model",
+        "vitscale publish runs/mine/checkpoints/step_00001000 --name mine --alias champion",
+    )
+    publish.add_argument("checkpoint", type=Path, help="checkpoint directory")
+    publish.add_argument("--name", required=True, help="registered model")
+    publish.add_argument("--alias", required=True, help="alias that then points at the new version")
+    for parser in (evaluate, predict, pull, publish):
+        parser.add_argument("--tracking-uri", help="MLflow (default: MLFLOW_TRACKING_URI, else runs/mlflow.db here)")
+
+
+def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    build = add(
+        commands,
+        "build",
+        run_data_build,
+        "images into shards, with a manifest per split",
+        "vitscale data build images/ --out data/mine --val-fraction 0.1",
+    )
+    build.add_argument("source", help="folder of class folders, or `digits` (the 1,797 scans inside scikit-learn)")
+    build.add_argument("--out", type=Path, required=True, help="folder for train.json, val.json and the shards")
+    build.add_argument("--val-fraction", type=float, default=0.2, help="held-out part (default: 0.2)")
+    build.add_argument(
+        "--shard-samples",
+        type=int,
+        nargs="+",
+        default=[1000],
+        metavar="N",
+        help="images per shard; several numbers are successive shards, the last repeats (default: 1000)",
+    )
+    build.add_argument("--seed", type=int, default=0, help="of shuffle and split (default: 0)")
+
+    index = add(
+        commands,
+        "index",
+        run_data_index,
+        "index tars that exist and list them in a manifest",
+        "vitscale data index shards/*.tar --out shards/train.json",
+    )
+    index.add_argument("shards", nargs="+", type=Path, metavar="SHARD", help="webdataset tars, in the order that is to count")
+    index.add_argument("--out", type=Path, required=True, help="manifest to write")
+    index.add_argument("--classes", type=Path, help="text file with one class name per line")
+
+    verify = add(
+        commands,
+        "verify",
+        run_data_verify,
+        "read every byte and decode every image",
+        "vitscale data verify runs/data/digits/train.json",
+    )
+    verify.add_argument("manifest", help="manifest file")
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from launcher.local import default_processes
+    from vitscale import recipe
+
+    cfg = recipe.load(args.recipe, args.overrides)
+    procs = default_processes(cfg.hardware) if args.procs is None else args.procs
+    return train(args.recipe, args.overrides, procs, args.port)
+
+
+def train(path: str, overrides: list[str], procs: int, port: int = 0) -> int:
+    """Check all that can be checked, then start the processes; a finished run starts none."""
+    from launcher.command import local_command
+    from launcher.local import check_port, run
+    from vitscale import preflight, recipe
+    from vitscale.errors import LaunchError
+    from vitscale.rundir import RunDir
+
+    if procs < 1:
+        raise LaunchError(f"--procs {procs}: at least one process is needed")
+    cfg = recipe.load(path, overrides)
+    check_port(port)
+    preflight.check(cfg, procs, {})
+    status = RunDir(cfg).status
+    if status.get("state") == "finished":
+        print(f"{cfg.name}: already finished at step {status['step']:,}; nothing to do")
+        return 0
+    return run(local_command(str(recipe.find(path)), overrides, procs, port))
+
+
+def run_show(args: argparse.Namespace) -> int:
+    from vitscale import recipe, show
+
+    cfg = recipe.load(args.recipe, args.overrides)
+    numbers = show.derived(cfg, args.procs)
+    layers = show.layers(cfg) if args.model else []
+    if args.json:
+        values = {"recipe": cfg.model_dump(mode="json", by_alias=True), "derived": numbers}
+        print(json.dumps({**values, "layers": layers} if args.model else values, indent=1))
+        return 0
+    print(recipe.dump(cfg))
+    for name, value in numbers.items():
+        print(f"# {name:<34}{'unknown until the data exist' if value is None else value}")
+    for name, shape, count in layers:
+        print(f"# {name:<34}{' x '.join(map(str, shape)):<16}{count:>12,}")
+    if layers:
+        print(f"# {'all parameters':<50}{sum(count for *_, count in layers):>12,}")
+    return 0
+
+
+def run_sync(args: argparse.Namespace) -> int:
+    from vitscale import tracking
+
+    print(f"{args.run_dir}: MLflow run {tracking.sync(args.run_dir)} is complete")
+    return 0
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    from vitscale.demo import demo
+
+    return demo(args.device, args.seed, args.runs)
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    from vitscale.evaluate import evaluate_alone
+    from vitscale.pretrained import load_pretrained
+
+    metrics = evaluate_alone(load_pretrained(args.model, args.tracking_uri), args.data, args.batch)
+    print(json.dumps(metrics))
+    return 0
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    from vitscale.pretrained import load_pretrained, open_image
+
+    loaded = load_pretrained(args.model, args.tracking_uri)
+    images = [open_image(path) for path in args.images]
+    for path, guesses in zip(args.images, loaded.predict(images, args.top), strict=True):
+        if args.json:
+            print(json.dumps({"image": str(path), "top": [guess._asdict() for guess in guesses]}))
+        else:
+            print(f"{path}  " + "  ".join(f"{guess.name} {guess.probability:.3f}" for guess in guesses))
+    return 0
+
+
+def run_pull(args: argparse.Namespace) -> int:
+    from vitscale import publish, source
+    from vitscale.errors import ModelError
+    from vitscale.tracking import tracking_uri
+
+    uri = args.tracking_uri or tracking_uri(None, "runs")
+    if not args.model.startswith(publish.SCHEMES):
+        raise ModelError(f"{args.model}: pull takes models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
+    if args.to:
+        publish.pull(args.model, uri, args.to)
+    print(args.to or source.locate(args.model, uri))
+    return 0
+
+
+def run_publish(args: argparse.Namespace) -> int:
+    from vitscale import source
+    from vitscale.publish import publish
+    from vitscale.tracking import tracking_uri
+
+    uri = args.tracking_uri or tracking_uri(None, "runs")
+    version = publish(
+        source.checked_directory(str(args.checkpoint)), args.name, args.alias, uri, source.run_id(args.checkpoint)
+    )
+    print(f"{version.uri} = models:/{args.name}@{args.alias}")
+    return 0
+
+
+def run_data_build(args: argparse.Namespace) -> int:
+    from data_pipeline import build
+
+    collection = build.digits() if args.source == "digits" else build.folder(Path(args.source))
+    splits = build.build(collection, args.out, args.val_fraction, args.shard_samples, args.seed)
+    for manifest in splits.values():
+        print(
+            f"{manifest.path}: {manifest.num_samples:,} images in {len(manifest.urls)} shards, {len(manifest.classes)} classes"
+        )
+    return 0
+
+
+def run_data_index(args: argparse.Namespace) -> int:
+    from data_pipeline.build import list_shards
+
+    classes = args.classes.read_text().splitlines() if args.classes else []
+    manifest = list_shards(args.shards, args.out, classes)
+    print(f"{manifest.path}: {manifest.num_samples:,} images in {len(manifest.urls)} shards")
+    return 0
+
+
+def run_data_verify(args: argparse.Namespace) -> int:
+    from data_pipeline.manifest import read_manifest
+    from data_pipeline.verify import problems
+
+    manifest = read_manifest(args.manifest)
+    found = 0
+    for problem in problems(manifest):
+        print(problem, file=sys.stderr)
+        found += 1
+    print(f"{manifest.path}: {manifest.num_samples:,} images in {len(manifest.urls)} shards, {found} problems")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    main()

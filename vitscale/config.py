@@ -1,0 +1,279 @@
+"""What a recipe may say: one frozen section per part of a run. Imports no torch; the line below a field is its help."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data_pipeline.config import DataConfig, Section
+from vitscale.duration import Duration
+from vitscale.errors import RecipeError
+from vitscale.model.zoo import ZOO
+
+# Two models with equal values here hold tensors of equal shapes, position embedding and head apart.
+ARCHITECTURE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "pool", "pos_embed")
+
+
+class ModelConfig(Section):
+    """The Vision Transformer."""
+
+    name: str = "custom"
+    """a size of the paper (vit-b16, vit-l16, vit-h14, ...) that fills in the five numbers below it, or `custom`"""
+    patch_size: int = Field(ge=1)
+    """side of a patch in pixels"""
+    width: int = Field(ge=8)
+    """D, the length of a token"""
+    depth: int = Field(ge=1)
+    """encoder blocks"""
+    num_heads: int = Field(ge=1)
+    """attention heads; must divide width"""
+    mlp_dim: int = Field(ge=1)
+    """hidden width of a block's MLP"""
+    image_size: int = Field(224, ge=1)
+    """side of the square input in pixels; must be a multiple of patch_size"""
+    num_classes: int = Field(1000, ge=1)
+    """outputs of the head"""
+    pool: Literal["token", "gap"] = "token"
+    """what the head sees: a class token, or the mean over the patches"""
+    pos_embed: Literal["learned", "sincos2d", "none"] = "learned"
+    """position embedding, added once before the encoder"""
+    representation_size: int | None = Field(None, ge=1)
+    """width of the tanh layer before the head (pretraining head of the paper); none = a single linear head"""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """after every dense layer except qkv, and after adding the position embedding"""
+    head_bias: float = 0.0
+    """initial bias of the head; -10 for sigmoid pretraining on many classes"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def fill_in_size(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        name = values.get("name", "custom")
+        if name != "custom" and name not in ZOO:
+            raise ValueError(f"unknown model name {name!r}; allowed: custom, {', '.join(ZOO)}")
+        return {**ZOO.get(name, {}), **values}
+
+    @model_validator(mode="after")
+    def shapes_fit(self) -> Self:
+        if self.image_size % self.patch_size:
+            near = self.image_size // self.patch_size * self.patch_size
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; "
+                f"use {near or self.patch_size} or {near + self.patch_size}"
+            )
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide width {self.width}")
+        if self.pos_embed == "sincos2d" and self.width % 4:
+            raise ValueError(f"pos_embed sincos2d needs a width that 4 divides, found {self.width}")
+        return self
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches."""
+        return int(self.pool == "token")
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid_size**2 + self.num_prefix_tokens
+
+    def architecture_differences(self, other: "ModelConfig") -> list[str]:
+        """`width: 768 here, 1024 there` for everything that keeps the one's weights from fitting the other."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in ARCHITECTURE)
+        return [f"{name}: {mine} here, {theirs} there" for name, mine, theirs in pairs if mine != theirs]
+
+
+class InitConfig(Section):
+    """Where the weights start from, instead of at random."""
+
+    source: str = Field(alias="from")
+    """a checkpoint directory, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID`"""
+    pos_embed: Literal["interpolate", "reinit"] = "interpolate"
+    """the position embedding at another resolution: resized, or new and random (to see what resizing buys)"""
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the run."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    """shape after the warm-up"""
+    warmup: Duration = Duration(steps=0)
+    """linear from 0 to optim.lr"""
+    end_lr: float = Field(0.0, ge=0.0)
+    """learning rate at the last step"""
+
+
+class OptimConfig(Section):
+    """The optimiser."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw: decoupled weight decay (times the learning rate); sgd: with momentum"""
+    lr: float = Field(gt=0.0)
+    """peak learning rate"""
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    """adamw: decay of the first and second moment"""
+    eps: float = Field(1e-8, gt=0.0)
+    """adamw: added to the root of the second moment"""
+    momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    """sgd: decay of the velocity"""
+    weight_decay: float = Field(0.0, ge=0.0)
+    """on matrices only: not on biases, norms, tokens and position embeddings"""
+    clip_norm: float = Field(1.0, ge=0.0)
+    """largest global norm of the gradient; 0 = no clipping"""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """the learning rate over the run"""
+
+
+class TrainConfig(Section):
+    """What is optimised, and for how long."""
+
+    total: Duration
+    """length of the run"""
+    global_batch: int = Field(ge=1)
+    """images per update over all ranks and accumulation steps"""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """cross-entropy over classes that exclude each other, or one per class"""
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    """weight spread evenly over all classes"""
+
+
+class EvalConfig(Section):
+    """Evaluation on data.val."""
+
+    every: Duration | None = None
+    """how often during training; always at the end"""
+    batch: int = Field(64, ge=1)
+    """images per rank at a time"""
+
+
+class CheckpointConfig(Section):
+    """What is kept to go on from."""
+
+    every: Duration = Duration(steps=1000)
+    """how often; always at the end"""
+    keep: int = Field(2, ge=2)
+    """newest checkpoints kept; at least two, so that a damaged one has a predecessor"""
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str | None = None
+    """tracking server or database; default MLFLOW_TRACKING_URI, else SQLite under `runs`"""
+    experiment: str = "vitscale"
+    """MLflow experiment"""
+    log_every: int = Field(50, ge=1)
+    """steps between two points of the training curves"""
+
+
+class PublishConfig(Section):
+    """The registered model that the last checkpoint becomes a version of."""
+
+    name: str
+    """registered model"""
+    alias: str
+    """alias that then points at the new version"""
+
+
+class HardwareConfig(Section):
+    """How the work is laid out. Nothing here changes results beyond rounding (dropout masks excepted)."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = cuda where there is one"""
+    micro_batch: int | None = Field(None, ge=1)
+    """images per rank in one forward pass; default: the rank's whole share of global_batch"""
+    zero_stage: Literal[1, 2, 3] = 1
+    """what DeepSpeed shards over the ranks: 1 optimiser state, 2 also gradients, 3 also parameters"""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """of parameters and activations; the optimiser always works on fp32 weights"""
+    deterministic: bool = True
+    """deterministic kernels, so that a resumed run equals an undisturbed one bit by bit"""
+    loader_threads: int | None = Field(None, ge=1)
+    """decoding threads per rank; default: the cores of the machine shared between its ranks"""
+    loader_memory_gib: float = Field(8.0, gt=0.0)
+    """start refuses when a rank's shuffle window (lanes * shuffle_block / ranks images) is larger"""
+    peak_tflops: float | None = Field(None, gt=0.0)
+    """stated peak of one device at `precision`, for speed/mfu; default: known for A100, H100 and H200"""
+
+
+class RunConfig(Section):
+    """A whole recipe."""
+
+    name: str
+    """of the run and its directory"""
+    runs: str = "runs"
+    """folder that holds the run directories"""
+    seed: int = Field(0, ge=0)
+    """of initialisation, order and augmentation"""
+    model: ModelConfig
+    """the Vision Transformer"""
+    init: InitConfig | None = None
+    """pretrained weights to start from"""
+    data: DataConfig
+    """shards, order and preprocessing"""
+    train: TrainConfig
+    """what is optimised, and for how long"""
+    optim: OptimConfig
+    """the optimiser"""
+    eval: EvalConfig = EvalConfig()
+    """evaluation on data.val"""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """what is kept to go on from"""
+    tracking: TrackingConfig = TrackingConfig()
+    """MLflow"""
+    publish: PublishConfig | None = None
+    """register the last checkpoint as a model"""
+    hardware: HardwareConfig = HardwareConfig()
+    """how the work is laid out"""
+
+    @model_validator(mode="after")
+    def fits_together(self) -> Self:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name {self.name!r} may hold letters, digits, '.', '_' and '-' only, a letter or digit first")
+        if self.train.global_batch % self.lanes:
+            raise ValueError(f"data.lanes {self.lanes} does not divide train.global_batch {self.train.global_batch}")
+        return self
+
+    @property
+    def lanes(self) -> int:
+        return self.data.lanes or self.train.global_batch
+
+
+def per_rank_batch(cfg: RunConfig, ranks: int) -> int:
+    """Images of a global batch that each rank takes."""
+    if cfg.lanes % ranks:
+        fitting = [str(n) for n in range(1, 2 * ranks) if cfg.lanes % n == 0]
+        raise RecipeError(
+            f"data.lanes: {cfg.lanes} lanes (default: train.global_batch) cannot feed {ranks} processes evenly; "
+            f"start {' or '.join(fitting[-3:])} processes, or choose a train.global_batch and data.lanes that {ranks} divides"
+        )
+    return cfg.train.global_batch // ranks
+
+
+def micro_batch(cfg: RunConfig, ranks: int) -> int:
+    """Images in one forward pass of a rank."""
+    share = per_rank_batch(cfg, ranks)
+    size = cfg.hardware.micro_batch or share
+    if share % size:
+        below = [n for n in range(1, share + 1) if share % n == 0]
+        raise RecipeError(
+            f"hardware.micro_batch: {size} does not divide the {share} images per process "
+            f"(train.global_batch {cfg.train.global_batch} over {ranks} processes); allowed: {', '.join(map(str, below))}"
+        )
+    group = cfg.data.mix_group
+    if cfg.data.augment.mixup and size % group:
+        raise RecipeError(
+            f"data.mix_group: mixup pairs images in groups of {group}, which does not divide the micro-batch of {size}; "
+            "choose a data.mix_group that divides it, or another hardware.micro_batch"
+        )
+    return size
+
+
+def grad_accum(cfg: RunConfig, ranks: int) -> int:
+    """Forward passes per update: global_batch / (ranks * micro_batch)."""
+    return per_rank_batch(cfg, ranks) // micro_batch(cfg, ranks)

@@ -1,0 +1,157 @@
+"""The training loop: one for pretraining and fine-tuning, on one process or many."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from data_pipeline.draw import Purpose, words
+from data_pipeline.loader import Batch
+from data_pipeline.mixing import prepare
+from data_pipeline.order import fingerprint
+from vitscale.checkpoint import save
+from vitscale.config import RunConfig
+from vitscale.duration import Duration
+from vitscale.engine import Engine
+from vitscale.evaluate import evaluate
+from vitscale.loss import LOSSES, smooth
+from vitscale.meter import Meter
+from vitscale.progress import TrainProgress
+from vitscale.rundir import RunDir
+from vitscale.schedule import learning_rate
+from vitscale.state import TrainState
+from vitscale.tracking import Tracker
+from vitscale.world import Reduction
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """The run's durations in steps; 0 = never."""
+
+    total: int
+    warmup: int
+    log: int
+    eval: int
+    save: int
+
+    @classmethod
+    def of(cls, cfg: RunConfig, num_samples: int) -> "Cadence":
+        def steps(duration: Duration) -> int:
+            return duration.to_steps(cfg.train.global_batch, num_samples)
+
+        return cls(
+            total=steps(cfg.train.total),
+            warmup=steps(cfg.optim.schedule.warmup),
+            log=cfg.tracking.log_every,
+            eval=max(1, steps(cfg.eval.every)) if cfg.eval.every else 0,
+            save=max(1, steps(cfg.checkpoint.every)),
+        )
+
+
+def fit(
+    cfg: RunConfig,
+    cadence: Cadence,
+    engine: Engine,
+    batches: Iterable[Batch],
+    val: Iterable[Batch] | None,
+    state: TrainState,
+    run: RunDir,
+    tracker: Tracker,
+) -> bool:
+    """Train until the last step, or a stop that all ranks agree on; True = the last step was reached. Call on every rank."""
+    losses, meter = Losses(), Meter.of(cfg, engine.world.device, engine.world.size)
+    with TrainProgress(cfg.name, state.step, cadence.total, engine.world.is_main) as progress:
+        for batch in meter.waiting(batches):
+            losses.add(train_step(engine, batch, cfg, state, cadence))
+            meter.step()
+            last = state.step == cadence.total
+            log_now, eval_now, save_now = (last or due(state.step, n) for n in (cadence.log, cadence.eval, cadence.save))
+            stopping = losses.settle(state, keep=0 if log_now or eval_now or save_now else 1)
+            progress.update(state.step, losses.latest, meter.images_per_s(), meter.seconds_left(cadence.total - state.step))
+            if log_now:
+                tracker.log(state.step, "train", report(engine, state, meter, cfg, cadence), total_fingerprint(state, engine))
+            if eval_now and val is not None:
+                with meter.pause():
+                    tracker.log(state.step, "eval", validate(engine, val, cfg))
+            if save_now or stopping:
+                with meter.pause():
+                    losses.settle(state, keep=0)
+                    save(run, engine, state, cfg.checkpoint.keep)
+            if stopping:
+                break
+    return state.step == cadence.total
+
+
+def train_step(engine: Engine, batch: Batch, cfg: RunConfig, state: TrainState, cadence: Cadence) -> Reduction:
+    """One update from one rank's share of a global batch: its loss, and whether this rank wants to stop, on their way."""
+    engine.set_learning_rate(learning_rate(state.step, cfg.optim.lr, cfg.optim.schedule, cadence.warmup, cadence.total))
+    loss_sum = torch.zeros((), device=engine.world.device)
+    for micro_step, micro in enumerate(batch.split(engine.micro_batch)):
+        seed_dropout(cfg.seed, state.step, engine.world.rank, micro_step)
+        images, targets = prepare(micro.to(engine.world.device), cfg.data, cfg.model.num_classes, engine.dtype)
+        loss = LOSSES[cfg.train.loss](engine(images), smooth(targets, cfg.train.label_smoothing)).mean()
+        engine.backward_and_step(loss)
+        loss_sum += loss.detach()
+    take_in(state, batch, cfg.train.global_batch, engine.world.rank)
+    stop = loss_sum.new_tensor(float(engine.world.stop_requested))
+    return Reduction(torch.stack([loss_sum / engine.grad_accum / engine.world.size, stop]))
+
+
+def take_in(state: TrainState, batch: Batch, global_batch: int, rank: int) -> None:
+    """Note that a global batch was consumed, and this rank's part of which one it was."""
+    first = state.step * global_batch + rank * len(batch.labels_B)
+    state.fingerprint = (state.fingerprint + fingerprint(batch.slots, first)) % 2**64
+    state.step += 1
+    state.samples += global_batch
+
+
+def seed_dropout(seed: int, step: int, rank: int, micro_step: int) -> None:
+    """Dropout masks follow from (seed, step, rank, micro-step): the same after a restart, not on another layout."""
+    torch.manual_seed(int(words(1, seed, Purpose.DROPOUT, step, rank, micro_step)[0] >> 1))
+
+
+class Losses:
+    """Losses of the steps just made. They reach the host one step late, so that no step waits for its own."""
+
+    def __init__(self) -> None:
+        self._under_way = deque[Reduction]()
+        self.latest = float("nan")
+        self._stopping = False
+
+    def add(self, reduction: Reduction) -> None:
+        self._under_way.append(reduction)
+
+    def settle(self, state: TrainState, keep: int) -> bool:
+        """Read all but the newest `keep`; True once any rank had asked to stop, at the same step on all ranks."""
+        while len(self._under_way) > keep:
+            self.latest, stop = self._under_way.popleft().read()
+            state.loss_sum += self.latest
+            state.loss_steps += 1
+            self._stopping |= stop > 0
+        return self._stopping
+
+
+def report(engine: Engine, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence) -> dict[str, float]:
+    """One point of the training curves, over the steps since the last one."""
+    loss = state.loss_sum / max(state.loss_steps, 1)
+    state.loss_sum, state.loss_steps = 0.0, 0
+    lr = learning_rate(state.step - 1, cfg.optim.lr, cfg.optim.schedule, cadence.warmup, cadence.total)
+    return {"train/loss": loss, "train/lr": lr, "train/grad_norm": engine.grad_norm, **meter.report()}
+
+
+def total_fingerprint(state: TrainState, engine: Engine) -> str:
+    """The running hash of all samples consumed by all ranks. Call on every rank."""
+    return f"{sum(engine.world.gather(state.fingerprint)) % 2**64:016x}"
+
+
+def validate(engine: Engine, val: Iterable[Batch], cfg: RunConfig) -> dict[str, float]:
+    """Accuracy on the held-out images. Call on every rank."""
+    with engine.evaluating():
+        metrics = evaluate(engine, val, cfg.data, engine.dtype, engine.world)
+    return {f"eval/{name}": value for name, value in metrics.items()}
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens `every` so many steps (0 = never) happens now."""
+    return every > 0 and step % every == 0

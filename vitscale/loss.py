@@ -1,0 +1,22 @@
+"""Losses on soft targets, computed in fp32. B images, K classes."""
+
+import torch
+import torch.nn.functional as F
+
+
+def softmax(logits_BK: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with a distribution over classes -> loss_B."""
+    return -(targets_BK * F.log_softmax(logits_BK.float(), dim=-1)).sum(dim=-1)
+
+
+def sigmoid(logits_BK: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
+    """Independent binary cross-entropies, summed over the classes -> loss_B (the ViT authors' pretraining loss)."""
+    return F.binary_cross_entropy_with_logits(logits_BK.float(), targets_BK, reduction="none").sum(dim=-1)
+
+
+LOSSES = {"softmax": softmax, "sigmoid": sigmoid}
+
+
+def smooth(targets_BK: torch.Tensor, amount: float) -> torch.Tensor:
+    """Label smoothing (Szegedy et al. 2016, section 7): `amount` of the weight spread evenly over all classes."""
+    return targets_BK * (1 - amount) + amount / targets_BK.shape[-1]

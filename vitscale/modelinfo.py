@@ -1,0 +1,53 @@
+"""`model.json`: what it takes to rebuild and use a model without its recipe. Imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from data_pipeline.config import Channels, DataConfig, Section
+from vitscale.config import ModelConfig
+from vitscale.errors import ModelError
+
+FILE = "model.json"
+WEIGHTS = "weights.safetensors"
+
+
+class ModelInfo(Section):
+    """Architecture, preprocessing and class names."""
+
+    model: ModelConfig
+    mean: Channels
+    std: Channels
+    interpolation: Literal["bilinear", "bicubic"]
+    eval_crop: float
+    classes: list[str]
+
+    @classmethod
+    def of(cls, model: ModelConfig, data: DataConfig, classes: list[str]) -> "ModelInfo":
+        return cls(
+            model=model,
+            mean=data.mean,
+            std=data.std,
+            interpolation=data.interpolation,
+            eval_crop=data.eval_crop,
+            classes=classes,
+        )
+
+    def dump(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+
+
+def read_model_info(folder: Path) -> ModelInfo:
+    """The `model.json` of a checkpoint or published model."""
+    path = folder / FILE
+    try:
+        return ModelInfo.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder}: no {FILE} in it, so it is not a model; give a checkpoint directory or a models:/ URI"
+        ) from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise ModelError(f"{path}: not readable by this version of vitscale: {problems}") from None

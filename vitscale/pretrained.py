@@ -1,0 +1,102 @@
+"""A trained model, ready to use: `load_pretrained(uri_or_dir)` has `.model`, `.transform` and `.classes`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+
+from data_pipeline.augment import eval_view
+from data_pipeline.mixing import normalise
+from vitscale.config import ModelConfig
+from vitscale.errors import ModelError
+from vitscale.model.vit import ViT
+from vitscale.modelinfo import WEIGHTS, ModelInfo, read_model_info
+from vitscale.source import locate
+from vitscale.tracking import tracking_uri
+
+
+class Guess(NamedTuple):
+    """A class and its probability."""
+
+    label: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model in evaluation mode with what belongs to it."""
+
+    model: ViT
+    transform: Callable[[Image.Image], torch.Tensor]  # PIL image -> CHW float32
+    classes: list[str]
+    info: ModelInfo
+
+    @torch.no_grad()
+    def predict(self, images: list[Image.Image], top: int = 5) -> list[list[Guess]]:
+        """The likeliest classes of each image, likeliest first."""
+        probabilities = self.model(torch.stack([self.transform(image) for image in images])).softmax(dim=-1)
+        best = probabilities.topk(min(top, probabilities.shape[1]))
+        return [
+            [Guess(label, self.classes[label] if self.classes else str(label), p) for p, label in zip(*row, strict=True)]
+            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+def build_model(config: ModelConfig | str, **changes: int | float | str | None) -> ViT:
+    """A freshly initialised model: `build_model("vit-b16", image_size=384, num_classes=10)`."""
+    if isinstance(config, str):
+        return ViT(ModelConfig.model_validate({"name": config, **changes}))
+    return ViT(config)
+
+
+def load_pretrained(source: str | Path, tracking: str | None = None) -> Pretrained:
+    """The model in a checkpoint directory, or at `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID`.
+
+    `tracking` is the MLflow server or database of a URI; default MLFLOW_TRACKING_URI, else `runs/mlflow.db` here.
+    """
+    folder = locate(str(source), tracking or tracking_uri(None, "runs"))
+    info = read_model_info(folder)
+    model = ViT(info.model).eval()
+    fill(model, load_file(folder / WEIGHTS), folder / WEIGHTS)
+    return Pretrained(model, eval_transform(info), list(info.classes), info)
+
+
+@torch.no_grad()
+def fill(model: ViT, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Set every parameter from the file; names and shapes must be exactly the model's."""
+    parameters = dict(model.named_parameters())
+    if differ := sorted(weights.keys() ^ parameters.keys()):
+        raise ModelError(
+            f"{path}: tensors {', '.join(differ)} are in only one of file and model; model.json is of another model"
+        )
+    for name, parameter in parameters.items():
+        if parameter.shape != weights[name].shape:
+            raise ModelError(f"{path}: {name} is {list(weights[name].shape)}, model.json says {list(parameter.shape)}")
+        parameter.copy_(weights[name])
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image file, read whole."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except OSError as error:
+        raise ModelError(f"{path}: not a readable image ({error})") from None
+
+
+def eval_transform(info: ModelInfo) -> Callable[[Image.Image], torch.Tensor]:
+    """What evaluation does to an image: resize, centre crop, normalise."""
+
+    def transform(image: Image.Image) -> torch.Tensor:  # -> CHW
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        view = eval_view(pixels, info.model.image_size, info.eval_crop, info.interpolation)
+        return normalise(torch.from_numpy(np.ascontiguousarray(view))[None], info.mean, info.std)[0]
+
+    return transform

@@ -1,0 +1,197 @@
+"""YAML -> RunConfig: `extends`, dotted overrides, strict scalars, and back.
+
+Scalars follow YAML 1.2's core schema (1e-3 is a number, `no` a string, 010 is ten), with `_` between digits; a key given
+twice is an error. Every value remembers the file and line that set it, for the messages.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vitscale.config import RunConfig
+from vitscale.duration import UNITS
+from vitscale.errors import RecipeError
+
+NULLS, TRUES, FALSES = ("", "~", "null", "Null", "NULL"), ("true", "True", "TRUE"), ("false", "False", "FALSE")
+INTEGER = re.compile(r"[-+]?[0-9][0-9_]*")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+SPECIAL = {".inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
+Origins = dict[str, str]  # dotted key -> "file:line"
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The recipe in a file, with overrides of the form `a.b=value` on top."""
+    file = find(path)
+    origins: Origins = {}
+    values = _read(file, origins, ())
+    for override in overrides:
+        values = _merge(values, _parse_override(override, origins))
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, file, origins)) from None
+
+
+def find(path: str | Path) -> Path:
+    """The file, as given or among the recipes that ship with the package."""
+    shipped = recipes_dir().parent / path if Path(path).parts[:1] == ("recipes",) else recipes_dir() / path
+    for candidate in (Path(path), shipped):
+        if candidate.is_file():
+            return candidate
+    raise RecipeError(f"{path}: no such recipe, neither here nor in {recipes_dir()}")
+
+
+def recipes_dir() -> Path:
+    """`recipes/` of the source tree, or its copy inside an installed package."""
+    here = Path(__file__).parent
+    installed = here / "_recipes"
+    return installed if installed.is_dir() else here.parent / "recipes"
+
+
+def dump(cfg: RunConfig) -> str:
+    """The resolved recipe as YAML; `load` reads back the same config."""
+    return yaml.dump(cfg.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every string that our own reader would take for something else."""
+
+
+def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if _scalar(text) == text else '"')
+
+
+_Dumper.add_representer(str, _represent_str)
+
+
+def _read(file: Path, origins: Origins, chain: tuple[Path, ...]) -> dict:
+    """A file's values on top of those it extends. `extends` is one path or a list, relative to the file."""
+    if file.resolve() in chain:
+        raise RecipeError(f"{file}: extends itself by way of {' -> '.join(map(str, chain))}")
+    own: Origins = {}
+    values: dict = _parse(file.read_text(), str(file), own)
+    parents = values.pop("extends", [])
+    merged: dict = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        parent_file = file.parent / parent
+        if not parent_file.is_file():
+            raise RecipeError(f"{own.get('extends', file)}: extends {parent}, but {parent_file} does not exist")
+        merged = _merge(merged, _read(parent_file, origins, (*chain, file.resolve())))
+    origins.update(own)
+    return _merge(merged, values)
+
+
+def _merge(base: dict, top: dict) -> dict:
+    """`top` over `base`, mapping by mapping. A duration replaces a duration: {steps: 5} does not join {epochs: 3}."""
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and not _is_duration(value):
+            value = _merge(old, value)
+        merged[key] = value
+    return merged
+
+
+def _is_duration(value: dict) -> bool:
+    return bool(value) and set(value) <= set(UNITS)
+
+
+def _parse_override(override: str, origins: Origins) -> dict:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(f"{override!r}: an override is KEY=VALUE with a dotted key, e.g. train.global_batch=512")
+    source = f"override {override}"
+    root = _compose(text, source)
+    value: Any = _node(root, source, key, origins) if root else None
+    origins[key] = source
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _parse(text: str, source: str, origins: Origins) -> dict:
+    root = _compose(text, source)
+    values: Any = _node(root, source, "", origins) if root else {}
+    if not isinstance(values, dict):
+        raise RecipeError(f"{source}: a recipe is a mapping of sections, found {type(values).__name__}")
+    return values
+
+
+def _compose(text: str, source: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _node(node: yaml.Node, source: str, prefix: str, origins: Origins) -> Any:
+    """A YAML node as plain Python, noting where each key stands."""
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node.value) if node.style is None else node.value
+    if isinstance(node, yaml.SequenceNode):
+        return [_node(item, source, prefix, origins) for item in node.value]
+    values: dict = {}
+    for key_node, value_node in node.value:
+        key = str(key_node.value)
+        dotted = f"{prefix}.{key}" if prefix else key
+        where = source if source.startswith("override") else f"{source}:{key_node.start_mark.line + 1}"
+        if key in values:
+            raise RecipeError(f"{where}: {dotted} is given twice; keep one")
+        origins[dotted] = where
+        values[key] = _node(value_node, source, dotted, origins)
+    return values
+
+
+def _scalar(text: str) -> Any:
+    if text in NULLS:
+        return None
+    if text in TRUES or text in FALSES:
+        return text in TRUES
+    if INTEGER.fullmatch(text):
+        return int(text)
+    if FLOAT.fullmatch(text):
+        return float(text)
+    return SPECIAL.get(text.lower(), text)
+
+
+def _explain(error: ValidationError, file: Path, origins: Origins) -> str:
+    return "; ".join(_explain_one(dict(problem), file, origins) for problem in error.errors())
+
+
+def _explain_one(problem: dict, file: Path, origins: Origins) -> str:
+    """Where, found, allowed, for one problem that pydantic found."""
+    location = [str(part) for part in problem["loc"]]
+    dotted = ".".join(location)
+    where = next((origins[key] for key in _prefixes(dotted) if key in origins), str(file))
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{where}: unknown key {dotted}; {hint}allowed: {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{where}: {dotted} is missing; it has no default, so the recipe must set it"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(problem["input"], dict | BaseModel) else f" (found {problem['input']!r})"
+    return f"{where}: {dotted + ': ' if dotted else ''}{message}{found}"
+
+
+def _prefixes(dotted: str) -> list[str]:
+    parts = dotted.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    """The keys that the section at a location knows."""
+    section: Any = RunConfig
+    for name in location:
+        field = next((f for key, f in section.model_fields.items() if name in (key, f.alias)), None)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if section is None:
+            return []
+    return [field.alias or key for key, field in section.model_fields.items()]

@@ -1,0 +1,83 @@
+"""Where a model comes from: a directory, or a `models:/` or `runs:/` URI. Imports no torch."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from vitscale.config import InitConfig, ModelConfig
+from vitscale.errors import ModelError
+from vitscale.modelinfo import FILE as MODEL_INFO
+from vitscale.modelinfo import WEIGHTS, read_model_info
+from vitscale.sums import verify, write_sums
+
+ORIGIN = "origin.json"
+
+
+class Origin(NamedTuple):
+    """What `init.from` turned out to be, noted so that a restart starts from the same even if an alias has moved."""
+
+    source: str
+    resolved: str
+    run_id: str | None
+
+
+def locate(source: str, uri: str) -> Path:
+    """A directory with the model, downloaded to the user's cache where `source` is a URI."""
+    from vitscale import publish
+
+    if not source.startswith(publish.SCHEMES):
+        return checked_directory(source)
+    version = publish.resolve(source, uri)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitscale" / "models"
+    folder = cache / f"{version.name}-v{version.number}-{version.model_id}"
+    publish.pull(version.uri, uri, folder)
+    return folder
+
+
+def fetch_init(init: InitConfig, model: ModelConfig, folder: Path, uri: str) -> Origin:
+    """Bring the model that `init.from` names into the run directory, once, and check that it fits the recipe's model."""
+    if not (folder / ORIGIN).is_file() or verify(folder):
+        _fetch(init.source, folder, uri)
+    origin = Origin(**json.loads((folder / ORIGIN).read_text()))
+    if differences := read_model_info(folder).model.architecture_differences(model):
+        raise ModelError(
+            f"init.from: {init.source} has another architecture than the recipe's model: {'; '.join(differences)} "
+            f"(here = {init.source}, there = the recipe); use the pretrained model's values or pretrain one that fits"
+        )
+    return origin
+
+
+def _fetch(source: str, folder: Path, uri: str) -> None:
+    from vitscale import publish
+
+    shutil.rmtree(folder, ignore_errors=True)
+    if source.startswith(publish.SCHEMES):
+        version = publish.pull(source, uri, folder)
+        origin = Origin(source, version.uri, version.run_id)
+    else:
+        checkpoint = checked_directory(source)
+        folder.mkdir(parents=True)
+        for name in (MODEL_INFO, WEIGHTS):
+            shutil.copyfile(checkpoint / name, folder / name)
+        origin = Origin(source, str(checkpoint.absolute()), run_id(checkpoint))
+    (folder / ORIGIN).write_text(json.dumps(origin._asdict(), indent=1) + "\n")
+    write_sums(folder)
+
+
+def run_id(checkpoint: Path) -> str | None:
+    """The MLflow run of a checkpoint that still lies in its run directory."""
+    note = checkpoint.absolute().parent.parent / "mlflow_run_id"
+    return note.read_text() if note.is_file() else None
+
+
+def checked_directory(source: str) -> Path:
+    """A model directory whose every byte is as written."""
+    path = Path(source)
+    if not path.is_dir():
+        raise ModelError(f"{source}: no such directory; give a checkpoint directory, models:/NAME@ALIAS or runs:/RUN_ID")
+    read_model_info(path)
+    if damaged := verify(path):
+        raise ModelError(f"{path}: {', '.join(damaged)}; use another checkpoint")
+    return path

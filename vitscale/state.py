@@ -1,0 +1,25 @@
+"""Where a run stands: everything besides tensors that a checkpoint must hold."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainState:
+    """`step` = global batches consumed, skipped updates included; what the data do next follows from it alone."""
+
+    step: int = 0
+    samples: int = 0  # images consumed
+    fingerprint: int = 0  # running hash of which sample was in which slot; this rank's part of the sum modulo 2^64
+    loss_sum: float = 0.0  # of the steps since the last point of the curves
+    loss_steps: int = 0
+    num_updates: float = 0.0  # updates applied by the optimiser
+    data: str = ""  # digest of the training manifest
+
+    def dump(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def parse(cls, text: str) -> "TrainState":
+        return cls(**json.loads(text))

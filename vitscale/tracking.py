@@ -1,0 +1,217 @@
+"""A run's history: first into metrics.jsonl, from there to MLflow in the background. Training never waits for MLflow.
+
+`metrics.jsonl` is a write-ahead log. A second file notes how much of it MLflow has; sending the same line twice stores it
+once, because a line carries its own time. After a rollback to a checkpoint the replayed steps find their lines already
+there and keep them, so that no point is doubled.
+"""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from vitscale import recipe
+from vitscale.config import RunConfig, TrackingConfig
+from vitscale.errors import TrackingError
+from vitscale.progress import say
+from vitscale.rundir import RunDir, replace_text
+
+SEND_EVERY_S = 3.0
+CLOSE_WITHIN_S = 30.0
+BATCH = 500  # metrics in one request; MLflow's limit is 1,000
+PARAM_BATCH = 100  # MLflow's limit
+PARAM_LENGTH = 6000
+
+
+def tracking_uri(config: TrackingConfig | None, runs: str | Path) -> str:
+    """The recipe's server, else MLFLOW_TRACKING_URI, else SQLite at an absolute path under the runs folder."""
+    stated = config.uri if config else None
+    return stated or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(runs).absolute() / 'mlflow.db'}"
+
+
+def connect(uri: str) -> Any:
+    """An MLflow client that gives up soon: whoever asks is waiting, or has a log to try again from."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    import logging
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    import mlflow
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient(uri, uri)
+
+
+class Tracker:
+    """The history of one run, kept by rank 0; on other ranks, and after `close`, nothing happens."""
+
+    def __init__(self, cfg: RunConfig, run: RunDir, active: bool, parent_run_id: str | None) -> None:
+        """`parent_run_id`: the run whose weights this one starts from."""
+        self._cfg, self._run, self._active, self._parent = cfg, run, active, parent_run_id
+        self.uri = tracking_uri(cfg.tracking, cfg.runs)
+        self._stop, self._error = threading.Event(), ""
+
+    def __enter__(self) -> Self:
+        if self._active:
+            self._seen = {(line["step"], line["kind"]) for line in read_log(self._run.metrics)}
+            self._log = self._run.metrics.open("a")
+            self._thread = threading.Thread(target=self._send_until_stopped, name="tracking", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._active:
+            self.close("FAILED" if kind else "KILLED")
+
+    def log(self, step: int, kind: str, metrics: dict[str, float], samples: str | None = None) -> None:
+        """Note metrics of a step; `kind` names the set (train, eval), `samples` is the running hash of sample ids."""
+        if not self._active or (step, kind) in self._seen:
+            return
+        self._seen.add((step, kind))
+        line = {"step": step, "kind": kind, "time_ms": int(time.time() * 1000), "metrics": metrics}
+        self._log.write(json.dumps({**line, "samples": samples} if samples else line) + "\n")
+        self._log.flush()
+
+    def close(self, status: str) -> None:
+        """Send what is left, within a bound, and set the run's status: FINISHED, FAILED or KILLED."""
+        if not self._active:
+            return
+        self._active = False
+        self._log.close()
+        self._stop.set()
+        self._thread.join(CLOSE_WITHIN_S)
+        try:
+            if self._thread.is_alive() or self._error:
+                raise TrackingError(self._error or f"no answer within {CLOSE_WITHIN_S:.0f} s")
+            connect(self.uri).set_terminated(self._run.mlflow_run_id.read_text(), status)
+        except Exception as error:  # whatever MLflow raises, the training is done and its history is on disk
+            say(
+                f"warning: MLflow at {self.uri} does not have the whole history ({error}); to send it: "
+                f"vitscale sync {self._run.path}"
+            )
+
+    def _send_until_stopped(self) -> None:
+        """The thread: try, wait, try again; the last try comes after the stop."""
+        client, started = None, False
+        while True:
+            stopping = self._stop.wait(SEND_EVERY_S if started else 0)
+            try:
+                client = client or connect(self.uri)
+                started = started or bool(start_run(client, self._cfg, self._run, self._parent))
+                send(client, self._run)
+                self._error = ""
+            except Exception as error:
+                if not self._error:
+                    say(f"warning: MLflow at {self.uri}: {error}; training goes on, the history is kept in {self._run.metrics}")
+                self._error = str(error)
+                self._stop.wait(SEND_EVERY_S)
+            if stopping:
+                return
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics log. A torn last line, from a kill, is cut off."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def last_metrics(path: Path) -> dict[str, float]:
+    """The newest value of every metric in a log."""
+    latest: dict[str, float] = {}
+    for line in sorted(read_log(path), key=lambda line: line["step"]):
+        latest.update(line["metrics"])
+    return latest
+
+
+def start_run(client: Any, cfg: RunConfig, run: RunDir, parent_run_id: str | None) -> str:
+    """The one MLflow run of a run directory: the one noted there, else a new one."""
+    if run.mlflow_run_id.exists():
+        run_id = run.mlflow_run_id.read_text()
+        if client.get_run(run_id).info.status != "RUNNING":
+            client.update_run(run_id, status="RUNNING")
+        return run_id
+    tags = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
+    run_id = client.create_run(_experiment(client, cfg), run_name=cfg.name, tags=tags).info.run_id
+    _log_params(client, run_id, cfg)
+    client.log_artifact(run_id, str(run.recipe))
+    replace_text(run.mlflow_run_id, run_id)
+    return run_id
+
+
+def _experiment(client: Any, cfg: RunConfig) -> str:
+    found = client.get_experiment_by_name(cfg.tracking.experiment)
+    if found:
+        return found.experiment_id
+    # A database has no place of its own for files: give it an absolute one, so that `pull` works from anywhere.
+    local = tracking_uri(cfg.tracking, cfg.runs).startswith("sqlite:")
+    place = (Path(cfg.runs).absolute() / "mlartifacts").as_uri() if local else None
+    return client.create_experiment(cfg.tracking.experiment, artifact_location=place)
+
+
+def _log_params(client: Any, run_id: str, cfg: RunConfig) -> None:
+    from mlflow.entities import Param
+
+    params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in flatten(cfg.model_dump(mode="json", by_alias=True))]
+    for start in range(0, len(params), PARAM_BATCH):
+        client.log_batch(run_id, params=params[start : start + PARAM_BATCH])
+
+
+def flatten(values: dict, prefix: str = "") -> list[tuple[str, Any]]:
+    """{"a": {"b": 1}} -> [("a.b", 1)]; what is not set is left out."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            pairs += flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            pairs.append((prefix + key, value))
+    return pairs
+
+
+def send(client: Any, run: RunDir) -> None:
+    """Send the lines that MLflow does not have yet."""
+    from mlflow.entities import Metric
+
+    mark = run.path / ".mlflow_sent"
+    sent = int(mark.read_text()) if mark.exists() else 0
+    with run.metrics.open("rb") as log:
+        log.seek(sent)
+        content = log.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = [json.loads(line) for line in whole.splitlines()]
+    metrics = [Metric(key, value, line["time_ms"], line["step"]) for line in lines for key, value in line["metrics"].items()]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run.mlflow_run_id.read_text(), metrics=metrics[start : start + BATCH])
+    replace_text(mark, str(sent + len(whole)))
+
+
+def parent_run_id(run: RunDir) -> str | None:
+    """The MLflow run whose weights a run directory started from."""
+    origin = run.init / "origin.json"
+    return json.loads(origin.read_text())["run_id"] if origin.exists() else None
+
+
+def sync(path: Path) -> str:
+    """Send what MLflow lacks of a run directory; returns the run's id."""
+    if not (path / "recipe.yaml").is_file():
+        raise TrackingError(f"{path}: not a run directory (no recipe.yaml in it)")
+    cfg = recipe.load(path / "recipe.yaml")
+    cfg = cfg.model_copy(update={"runs": str(path.absolute().parent), "name": path.absolute().name})
+    run, uri = RunDir(cfg), tracking_uri(cfg.tracking, cfg.runs)
+    try:
+        client = connect(uri)
+        run_id = start_run(client, cfg, run, parent_run_id(run))
+        send(client, run)
+        client.set_terminated(run_id, {"finished": "FINISHED", "failed": "FAILED"}.get(run.status.get("state", ""), "KILLED"))
+    except Exception as error:
+        raise TrackingError(f"MLflow at {uri}: {error}; nothing is lost, try again when it is back") from error
+    return run_id

@@ -1,0 +1,147 @@
+"""The entry of every training process: `accelerate launch ... -m vitscale.train RECIPE [a.b=c ...]`."""
+
+import os
+import sys
+
+from safetensors.torch import load_file
+
+from data_pipeline.loader import Loader, eval_loader, train_loader
+from data_pipeline.manifest import read_manifest
+from data_pipeline.order import Order
+from data_pipeline.stream import Shards
+from vitscale import preflight, publish, recipe
+from vitscale.checkpoint import complete, restore
+from vitscale.config import RunConfig, grad_accum, micro_batch
+from vitscale.engine import Engine
+from vitscale.errors import USER_ERRORS, TrackingError
+from vitscale.loop import Cadence, fit
+from vitscale.model.vit import ViT
+from vitscale.modelinfo import WEIGHTS, ModelInfo, read_model_info
+from vitscale.progress import say
+from vitscale.rundir import RunDir, replace_text
+from vitscale.source import Origin
+from vitscale.state import TrainState
+from vitscale.tracking import Tracker, last_metrics
+from vitscale.weights.transfer import summarise, transfer
+from vitscale.world import OtherRankFailedError, World
+
+
+def main(cfg: RunConfig) -> None:
+    """Run a recipe from where it stands to its end. Call on every rank."""
+    with World(cfg.hardware, cfg.seed) as world:
+        run, origin = open_run(cfg, world)
+        train, val = Shards(read_manifest(cfg.data.train.manifest)), build_val_loader(cfg, world)
+        cadence = Cadence.of(cfg, len(train))
+        with Tracker(cfg, run, world.is_main, origin.run_id if origin else None) as tracker:
+            model = build_model(cfg, run, world)
+            engine = build_engine(model, cfg, world)
+            state = restore(run, engine, train.manifest.digest)
+            announce(cfg, state, cadence, engine)
+            batches = build_train_loader(train, cfg, state.step, cadence.total, world)
+            finished = fit(cfg, cadence, engine, batches, val, state, run, tracker)
+            with world.alone():
+                if world.is_main:
+                    finish(cfg, run, tracker, state, finished)
+
+
+def open_run(cfg: RunConfig, world: World) -> tuple[RunDir, Origin | None]:
+    """Check everything, own the run directory, and bring the pretrained weights there; rank 0 does it for all."""
+    run, origin = RunDir(cfg), None
+    with world.alone():
+        if world.is_main:
+            run.claim()
+            origin = preflight.check(cfg, world.size, os.environ)
+            replace_text(run.recipe, recipe.dump(cfg))
+            classes = list(read_manifest(cfg.data.train.manifest).classes)
+            replace_text(run.model_info, ModelInfo.of(cfg.model, cfg.data, classes).dump())
+            run.write_status("running")
+    return run, world.broadcast(origin)
+
+
+def build_model(cfg: RunConfig, run: RunDir, world: World) -> ViT:
+    """The model as initialised, on top of it the pretrained weights where the recipe names some."""
+    model = ViT(cfg.model)
+    if cfg.init:
+        fates = transfer(model, load_file(run.init / WEIGHTS), read_model_info(run.init).model, cfg.init.pos_embed == "reinit")
+        say(f"{cfg.name}: from {cfg.init.source}: {summarise(fates)}", world.is_main)
+    return model
+
+
+def build_engine(model: ViT, cfg: RunConfig, world: World) -> Engine:
+    micro, accum = micro_batch(cfg, world.size), grad_accum(cfg, world.size)
+    return Engine(model, cfg.optim, cfg.hardware, micro, accum, world)
+
+
+def build_train_loader(train: Shards, cfg: RunConfig, start: int, stop: int, world: World) -> Loader:
+    """This rank's share of steps [start, stop)."""
+    order = Order(train.manifest.samples, cfg.train.global_batch, cfg.lanes, cfg.data.shuffle_block, cfg.seed)
+    lanes = cfg.lanes // world.size
+    view = order.view(world.rank * lanes, (world.rank + 1) * lanes)
+    pin = world.device.type == "cuda"
+    return train_loader(train, view, cfg.data, cfg.model.image_size, cfg.seed, start, stop, loader_threads(cfg, world), pin)
+
+
+def build_val_loader(cfg: RunConfig, world: World) -> Loader | None:
+    """This rank's share of the held-out images."""
+    if cfg.data.val is None:
+        return None
+    shards, pin = Shards(read_manifest(cfg.data.val.manifest)), world.device.type == "cuda"
+    threads = loader_threads(cfg, world)
+    return eval_loader(shards, cfg.data, cfg.model.image_size, cfg.eval.batch, world.rank, world.size, threads, pin)
+
+
+def loader_threads(cfg: RunConfig, world: World) -> int:
+    return cfg.hardware.loader_threads or world.cores
+
+
+def announce(cfg: RunConfig, state: TrainState, cadence: Cadence, engine: Engine) -> None:
+    """One line that says what is about to happen."""
+    parameters = sum(shape.numel() for _, shape in engine.shapes())
+    start = f"continues at step {state.step:,}" if state.step else "starts"
+    say(
+        f"{cfg.name}: {start} of {cadence.total:,}; {parameters:,} parameters, global batch {cfg.train.global_batch} = "
+        f"{engine.world.size} processes x micro-batch {engine.micro_batch} x accumulation {engine.grad_accum}, "
+        f"ZeRO-{engine.stage}, {cfg.hardware.precision} on {engine.world.device.type}",
+        engine.world.is_main,
+    )
+
+
+def finish(cfg: RunConfig, run: RunDir, tracker: Tracker, state: TrainState, finished: bool) -> None:
+    """Close the history, publish where the recipe asks for it, and write down how it ended. Rank 0 only."""
+    metrics = last_metrics(run.metrics)
+    tracker.close("FINISHED" if finished else "KILLED")
+    model = publish_last(cfg, run, tracker.uri) if finished and cfg.publish else None
+    run.write_status("finished" if finished else "stopped", step=state.step, model=model, metrics=metrics)
+    top1 = f", top-1 {metrics['eval/top1']:.4f}" if "eval/top1" in metrics else ""
+    published = f"; published as {model}" if model else ""
+    say(f"{cfg.name}: {'finished' if finished else 'stopped'} at step {state.step:,}{top1}{published}")
+
+
+def publish_last(cfg: RunConfig, run: RunDir, uri: str) -> str:
+    """The newest checkpoint into the registry; returns the URI under its alias."""
+    assert cfg.publish
+    try:
+        publish.publish(complete(run.checkpoints)[-1], cfg.publish.name, cfg.publish.alias, uri, run.mlflow_run_id.read_text())
+    except USER_ERRORS:
+        raise
+    except Exception as error:  # MLflow's exceptions come with the scheme: REST, SQL, files
+        raise TrackingError(
+            f"publish: MLflow at {uri}: {' '.join(str(error).split())}; the run is complete and nothing is lost, start it "
+            "again to publish"
+        ) from error
+    return f"models:/{cfg.publish.name}@{cfg.publish.alias}"
+
+
+def run_from_command_line() -> None:
+    """Exit status 0 = finished or stopped in good order, 1 = an error, said in one paragraph where the user can mend it."""
+    try:
+        main(recipe.load(sys.argv[1], sys.argv[2:]))
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except OtherRankFailedError:
+        sys.exit(1)  # that rank says what happened
+
+
+if __name__ == "__main__":
+    run_from_command_line()

@@ -1,0 +1,151 @@
+"""The processes of a run: who they are, what they agree on, and when they stop."""
+
+import ctypes
+import os
+import random
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+
+from vitscale.config import HardwareConfig
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class World:
+    """All ranks of a run, from this one's point of view. `with World(...)` joins and leaves; call on every rank."""
+
+    def __init__(self, hardware: HardwareConfig, seed: int) -> None:
+        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self.device = torch.device("cuda", self.local_rank) if choose_device(hardware) == "cuda" else torch.device("cpu")
+        self.seed, self.deterministic = seed, hardware.deterministic
+        self.stop_requested = False  # by a signal to this rank; the loop makes all ranks agree
+
+    def __enter__(self) -> Self:
+        die_with_parent()
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+        torch.set_num_threads(self.cores)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            # It would write every new tensor full of NaN, DeepSpeed's buckets in each step among them: 60 ms of 200 on a CPU.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.manual_seed(self.seed)
+        random.seed(self.seed)
+        self._join()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:  # after an error the others may never come: let the process end, and the launcher end them
+            dist.destroy_process_group()
+
+    def _join(self) -> None:
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:  # started by hand as one process
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.stop_requested = True
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def cores(self) -> int:
+        """CPU cores of this machine for each of its ranks."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank; small and of plain Python types."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank; small and of plain Python types."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, on every rank."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def alone(self) -> "Alone":
+        """A block that each rank runs for itself and that fails on all ranks when it fails on one."""
+        return Alone(self)
+
+
+class Alone:
+    """`with world.alone():` joins at the end; an error on any rank is raised on every rank, so that none waits for it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None and not isinstance(error, Exception):
+            return
+        mine = None if error is None else f"{type(error).__name__}: {error}"
+        failed = [(rank, text) for rank, text in enumerate(self._world.gather(mine)) if text]
+        if failed and error is None:
+            rank, text = failed[0]
+            raise OtherRankFailedError(f"rank {rank} failed: {text}")
+
+
+class OtherRankFailedError(RuntimeError):
+    """Raised where nothing is wrong, because another rank, which says what, cannot go on."""
+
+
+class Reduction:
+    """A sum over ranks on its way to the host: started without waiting, read later."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values, self._event = values, None
+        self._work = dist.all_reduce(values, async_op=True)
+        if values.is_cuda:
+            self._work.wait()  # orders the stream; the host goes on
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> list[float]:
+        if self._event is not None:
+            self._event.synchronize()
+        else:
+            self._work.wait()
+        return self._values.tolist()
+
+
+def choose_device(hardware: HardwareConfig) -> str:
+    """`cpu` or `cuda`."""
+    if hardware.device != "auto":
+        return hardware.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its launcher dies, however it dies: no orphan trains on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
