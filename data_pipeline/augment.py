@@ -34,7 +34,7 @@ def crop_box(width: int, height: int, area: tuple[float, float], ratio: tuple[fl
         if 0 < w <= width and 0 < h <= height:
             return Box(int(x * (width - w + 1)), int(y * (height - h + 1)), w, h)
     aspect = min(max(width / height, ratio[0]), ratio[1])
-    w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+    w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
     return Box((width - w) // 2, (height - h) // 2, w, h)
 
 

@@ -90,6 +90,11 @@ def build(
 
     `shard_samples` are the sizes of successive shards, the last repeated. The split depends on (seed, number of images) only.
     """
+    sizes = list(shard_samples)
+    if not sizes or min(sizes) < 1:
+        raise DataError(f"images per shard: {sizes}; give one or more sizes, each at least 1")
+    if not 0 <= val_fraction <= 1:
+        raise DataError(f"held-out part: {val_fraction}; it must lie in [0, 1]")
     order = permutation(len(collection.images), seed, Purpose.SPLIT)
     num_val = round(len(order) * val_fraction)
     splits = {"val": order[:num_val], "train": order[num_val:]}
@@ -98,13 +103,13 @@ def build(
         raise DataError(f"{duplicates} images have the key of another after unsafe characters were replaced; rename them")
     out.mkdir(parents=True, exist_ok=True)
     return {
-        name: _write_split(name, [collection.images[i] for i in numbers], collection.classes, out, shard_samples)
+        name: _write_split(name, [collection.images[i] for i in numbers], collection.classes, out, sizes)
         for name, numbers in splits.items()
         if len(numbers)
     }
 
 
-def _write_split(name: str, images: list[Item], classes: list[str], out: Path, sizes: Iterable[int]) -> Manifest:
+def _write_split(name: str, images: list[Item], classes: list[str], out: Path, sizes: list[int]) -> Manifest:
     path = out / f"{name}.json"
     if path.exists():
         manifest = read_manifest(path)
@@ -114,8 +119,8 @@ def _write_split(name: str, images: list[Item], classes: list[str], out: Path, s
     return list_shards(shards, path, classes)
 
 
-def _parts(images: list[Item], sizes: Iterable[int]) -> Iterator[list[Item]]:
-    start, sizes = 0, list(sizes)
+def _parts(images: list[Item], sizes: list[int]) -> Iterator[list[Item]]:
+    start = 0
     for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
         if start >= len(images):
             return

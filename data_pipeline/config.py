@@ -8,9 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Section(BaseModel):
     """A frozen part of a recipe. Unknown keys and values of another type are errors; the line below a field is its help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True, populate_by_name=True
+    )
 
 
+Positive = Annotated[float, Field(gt=0.0)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]  # YAML has lists, not tuples
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 
@@ -33,7 +36,7 @@ class AugmentConfig(Section):
     """inception crop: width / height, from and to"""
     flip: bool = True
     """mirror left-right with probability 1/2"""
-    mixup: float = Field(0.0, ge=0.0)
+    mixup: float = Field(0.0, ge=0.0, le=2.0)
     """alpha of mixup's Beta(alpha, alpha); 0 = off"""
 
     @model_validator(mode="after")
@@ -62,7 +65,7 @@ class DataConfig(Section):
     """consecutive batch slots that mixup pairs with each other; must divide the micro-batch when mixup is on"""
     mean: Channels = (0.5, 0.5, 0.5)
     """subtracted from pixels scaled to [0, 1], per RGB channel"""
-    std: Channels = (0.5, 0.5, 0.5)
+    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.5, 0.5, 0.5)
     """divides after the mean is subtracted, per RGB channel"""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """how images are resized (antialiased)"""

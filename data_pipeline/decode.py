@@ -14,14 +14,29 @@ def decode(image: bytes) -> np.ndarray:
 
     Raises ValueError for what is not an image, or has more than MAX_PIXELS.
     """
-    if simplejpeg.is_jpeg(image) and b"Exif\0" not in image[:64]:
+    if simplejpeg.is_jpeg(image) and not _may_turn(image):
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(image)
         if colorspace in ("YCbCr", "Gray") and height * width <= MAX_PIXELS:
             return simplejpeg.decode_jpeg(image, "RGB")
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"{opened.width}x{opened.height} pixels, more than the {MAX_PIXELS:,} allowed")
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except OSError as error:
+            return np.array(_rgb(ImageOps.exif_transpose(opened)))
+    except Exception as error:  # for broken bytes Pillow also raises SyntaxError, struct.error, DecompressionBombError, ...
         raise ValueError(f"not a readable image ({error})") from error
+
+
+def _may_turn(jpeg: bytes) -> bool:
+    """Whether a segment before the first scan is an APP1: Exif or XMP, where the orientation stands."""
+    at = 2
+    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] not in (b"\xda", b"\xe1"):
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return jpeg[at : at + 2] == b"\xff\xe1"
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """`convert("RGB")`, but 16-bit grey keeps its upper byte instead of saturating, and Pillow need not warn of a palette."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")

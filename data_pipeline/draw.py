@@ -25,9 +25,13 @@ class Purpose(IntEnum):
 
 def words(count: int, seed: int, purpose: Purpose, *counter: int) -> np.ndarray:
     """`count` uint64 words of the stream named by (seed, purpose, counter); at most three counter numbers."""
-    high = (*counter, *(0,) * (3 - len(counter)))
-    bits = np.random.Philox(key=[seed, purpose], counter=[0, *high])  # the lowest word counts the draws
-    return bits.random_raw(count)
+    return _philox(seed, purpose, counter).random_raw(count)
+
+
+def _philox(seed: int, purpose: Purpose, counter: tuple[int, ...]) -> np.random.Philox:
+    high = (*counter, *(0,) * (3 - len(counter)))  # the lowest word counts the draws
+    # As uint64, because numpy takes a list with a number above 2^63 through float64.
+    return np.random.Philox(key=np.array([seed, purpose], np.uint64), counter=np.array([0, *high], np.uint64))
 
 
 def permutation(count: int, seed: int, purpose: Purpose, *counter: int) -> np.ndarray:
@@ -42,8 +46,7 @@ class Draw:
     """A short stream of numbers for one thing, e.g. one sample in one epoch."""
 
     def __init__(self, seed: int, purpose: Purpose, *counter: int) -> None:
-        high = (*counter, *(0,) * (3 - len(counter)))
-        self._bits = np.random.Philox(key=[seed, purpose], counter=[0, *high])
+        self._bits = _philox(seed, purpose, counter)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A number in [low, high)."""

@@ -61,15 +61,17 @@ class View(NamedTuple):
 class Loader:
     """Iterable over batches; iterating starts the threads, leaving the iteration stops them."""
 
-    def __init__(self, plan: Iterator["Plan"], view: Callable[[int, int], View], size: int, threads: int, pin: bool) -> None:
-        self._plan, self._view, self._size, self._threads, self._pin = plan, view, size, threads, pin
+    def __init__(
+        self, plans: Callable[[], Iterator["Plan"]], view: Callable[[int, int], View], size: int, threads: int, pin: bool
+    ) -> None:
+        self._plans, self._view, self._size, self._threads, self._pin = plans, view, size, threads, pin
 
     def __iter__(self) -> Iterator[Batch]:
         # One thread of torch each: the pool is the parallelism; a team of threads per resize would starve the launch thread.
         pool = ThreadPoolExecutor(self._threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
         waiting: deque[tuple[Plan, list[Future[View]]]] = deque()
         try:
-            for plan in self._plan:
+            for plan in self._plans():
                 waiting.append((plan, [pool.submit(self._view, *slot) for slot in _slots(plan)]))
                 if len(waiting) > PREFETCH_STEPS:
                     yield self._collect(*waiting.popleft())
@@ -126,7 +128,7 @@ def train_loader(
             mix = mix_weights(config, seed, step, first, len(slots.samples))
             yield Plan(slots, mix, np.ones(len(slots.samples), np.float32))
 
-    return Loader(plans(), sample_view, size, threads, pin)
+    return Loader(plans, sample_view, size, threads, pin)
 
 
 def mix_weights(config: DataConfig, seed: int, step: int, first_slot: int, count: int) -> np.ndarray:
@@ -163,7 +165,7 @@ def eval_loader(
             weight[: len(samples)] = 1
             yield Plan(Slots(np.zeros_like(samples), samples), np.ones(batch, np.float32), weight)
 
-    return Loader(plans(), sample_view, size, threads, pin)
+    return Loader(plans, sample_view, size, threads, pin)
 
 
 def _read(shards: Shards, sample: int) -> tuple[np.ndarray, int]:

@@ -96,13 +96,14 @@ def read_manifest(path: str | Path) -> Manifest:
     try:
         content = json.loads(path.read_text())
         shards = content["shards"] if content["format"] == FORMAT else {}
-        columns = [shards[name] for name in COLUMNS]
+        urls, samples, size, sha256 = (shards[name] for name in COLUMNS)
+        samples, size = np.asarray(samples, np.int64), np.asarray(size, np.int64)
+        lengths = {len(column) for column in (urls, samples, size, sha256)}
         classes = content["classes"]
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; write it with `vitscale data build` or `vitscale data index`") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"{path}: not a {FORMAT} file ({error!r}); write it anew with `vitscale data index`") from error
-    if len({len(column) for column in columns}) != 1 or not columns[0]:
+    if len(lengths) != 1 or not urls:
         raise DataError(f"{path}: columns {', '.join(COLUMNS)} must be equally long and not empty; write it anew")
-    urls, samples, size, sha256 = columns
-    return Manifest(path, urls, np.asarray(samples, np.int64), np.asarray(size, np.int64), sha256, classes)
+    return Manifest(path, urls, samples, size, sha256, classes)

@@ -14,3 +14,9 @@ def local_command(recipe: str, overrides: Sequence[str], num_processes: int, por
         *("--num_machines", "1", "--num_processes", str(num_processes), "--main_process_port", str(port)),
         *("-m", "vitscale.train", recipe, *overrides),
     ]
+
+
+def local_environment(num_processes: int, device: str, cores: int) -> dict[str, str]:
+    """What the processes should find set: threads that do not fight each other, and which device DeepSpeed is for."""
+    accelerator = {"DS_ACCELERATOR": device} if device != "auto" else {}
+    return {"OMP_NUM_THREADS": str(max(1, cores // num_processes)), **accelerator}

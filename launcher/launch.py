@@ -7,7 +7,7 @@ import sys
 def main() -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     try:
         launch_command(launch_command_parser().parse_args())
     except Exception as error:

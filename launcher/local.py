@@ -1,19 +1,17 @@
 """Processes on this machine: how many, on which port, and never left behind."""
 
-import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 
 from vitscale.config import HardwareConfig
 from vitscale.errors import LaunchError
+from vitscale.orphan import die_with_parent
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def default_processes(hardware: HardwareConfig) -> int:
@@ -38,24 +36,22 @@ def check_port(port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise LaunchError(
-                f"--port {port}: cannot be used ({error.strerror}); stop what uses it, give another one, or leave --port away "
+                f"--port {port}: cannot be used ({error}); stop what uses it, give another one, or leave --port away "
                 "to have a free one chosen"
             ) from None
 
 
-def run(command: Sequence[str]) -> int:
-    """Run to the end, passing signals on; returns the exit status. The processes die with this one."""
-    process = subprocess.Popen(command, preexec_fn=_die_with_parent)
+def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run to the end with this added to the environment, passing signals on; returns the exit status.
+
+    The processes die with this one.
+    """
+    process = subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=die_with_parent)
     before = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in FORWARDED}
     try:
         return process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

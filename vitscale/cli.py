@@ -16,7 +16,9 @@ def main() -> None:
     """Exit status 0 = done, 1 = an error said in one paragraph, 2 = wrong usage."""
     args = parse(build_parser(), sys.argv[1:])
     try:
-        sys.exit(args.command(args))
+        status = args.command(args)
+        sys.stdout.flush()  # here, where a closed pipe is no error
+        sys.exit(status)
     except ValueError as error:
         from vitscale.errors import USER_ERRORS
 
@@ -26,6 +28,9 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:  # `vitscale show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a file that cannot be read or written
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -53,6 +58,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def count(text: str) -> int:
+    """An argument that is a number of things."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number}: must be at least 1")
+    return number
+
+
 def add(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
@@ -76,7 +88,7 @@ def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     )
     train.add_argument("recipe", help=RECIPE_HELP)
     train.add_argument("overrides", nargs="*", metavar="a.b=c", help=OVERRIDES_HELP)
-    train.add_argument("--procs", type=int, help="processes (default: one per GPU, else 1)")
+    train.add_argument("--procs", type=count, help="processes (default: one per GPU, else 1)")
     train.add_argument("--port", type=int, default=0, help="port on which they meet (default: a free one)")
 
     show = add(
@@ -88,7 +100,7 @@ def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     )
     show.add_argument("recipe", help=RECIPE_HELP)
     show.add_argument("overrides", nargs="*", metavar="a.b=c", help=OVERRIDES_HELP)
-    show.add_argument("--procs", type=int, default=1, help="processes to lay it out for (default: 1)")
+    show.add_argument("--procs", type=count, default=1, help="processes to lay it out for (default: 1)")
     show.add_argument("--model", action="store_true", help="every layer with its shape and parameters")
     show.add_argument("--json", action="store_true", help="as JSON")
 
@@ -111,7 +123,7 @@ def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     evaluate.add_argument("model", help=MODEL_HELP)
     evaluate.add_argument("--data", required=True, help="manifest of the shards")
-    evaluate.add_argument("--batch", type=int, default=64, help="images at a time (default: 64)")
+    evaluate.add_argument("--batch", type=count, default=64, help="images at a time (default: 64)")
 
     predict = add(
         commands,
@@ -122,7 +134,7 @@ def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     predict.add_argument("model", help=MODEL_HELP)
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
-    predict.add_argument("--top", type=int, default=3, help="classes per image (default: 3)")
+    predict.add_argument("--top", type=count, default=3, help="classes per image (default: 3)")
     predict.add_argument("--json", action="store_true", help="one JSON object per image")
 
     pull = add(
@@ -162,7 +174,7 @@ def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     build.add_argument("--val-fraction", type=float, default=0.2, help="held-out part (default: 0.2)")
     build.add_argument(
         "--shard-samples",
-        type=int,
+        type=count,
         nargs="+",
         default=[1000],
         metavar="N",
@@ -202,7 +214,7 @@ def run_train(args: argparse.Namespace) -> int:
 
 def train(path: str, overrides: list[str], procs: int, port: int = 0) -> int:
     """Check all that can be checked, then start the processes; a finished run starts none."""
-    from launcher.command import local_command
+    from launcher.command import local_command, local_environment
     from launcher.local import check_port, run
     from vitscale import preflight, recipe
     from vitscale.errors import LaunchError
@@ -213,11 +225,17 @@ def train(path: str, overrides: list[str], procs: int, port: int = 0) -> int:
     cfg = recipe.load(path, overrides)
     check_port(port)
     preflight.check(cfg, procs, {})
-    status = RunDir(cfg).status
-    if status.get("state") == "finished":
-        print(f"{cfg.name}: already finished at step {status['step']:,}; nothing to do")
+    run_dir = RunDir(cfg)
+    run_dir.check_free()
+    if run_dir.status.get("state") == "finished":
+        print(f"{cfg.name}: already finished at step {run_dir.status['step']:,}; nothing to do")
         return 0
-    return run(local_command(str(recipe.find(path)), overrides, procs, port))
+    print(f"{cfg.name}: starting {procs} {'process' if procs == 1 else 'processes'}", flush=True)
+    environment = local_environment(procs, cfg.hardware.device, len(os.sched_getaffinity(0)))
+    run_dir.write_status("starting")
+    exit_status = run(local_command(str(recipe.find(path)), overrides, procs, port), environment)
+    # After a signal accelerate reports failure, however well the processes stopped; the run's own word counts.
+    return 0 if run_dir.status["state"] in ("finished", "stopped") else exit_status or 1
 
 
 def run_show(args: argparse.Namespace) -> int:

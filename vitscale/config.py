@@ -10,6 +10,7 @@ from vitscale.duration import Duration
 from vitscale.errors import RecipeError
 from vitscale.model.zoo import ZOO
 
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 # Two models with equal values here hold tensors of equal shapes, position embedding and head apart.
 ARCHITECTURE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "pool", "pos_embed")
 
@@ -50,6 +51,8 @@ class ModelConfig(Section):
         if not isinstance(values, dict):
             return values
         name = values.get("name", "custom")
+        if not isinstance(name, str):
+            return values
         if name != "custom" and name not in ZOO:
             raise ValueError(f"unknown model name {name!r}; allowed: custom, {', '.join(ZOO)}")
         return {**ZOO.get(name, {}), **values}
@@ -115,7 +118,7 @@ class OptimConfig(Section):
     """adamw: decoupled weight decay (times the learning rate); sgd: with momentum"""
     lr: float = Field(gt=0.0)
     """peak learning rate"""
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     """adamw: decay of the first and second moment"""
     eps: float = Field(1e-8, gt=0.0)
     """adamw: added to the root of the second moment"""
@@ -208,7 +211,7 @@ class RunConfig(Section):
     """of the run and its directory"""
     runs: str = "runs"
     """folder that holds the run directories"""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     """of initialisation, order and augmentation"""
     model: ModelConfig
     """the Vision Transformer"""

@@ -5,6 +5,7 @@ The DeepSpeed configuration is derived from the recipe alone and used for every 
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ class Engine:
         optimizer = build_optimizer(model, optim)
         bucket = min(sum(p.numel() for p in model.parameters()), MAX_BUCKET_ELEMENTS)
         config = deepspeed_config(optim, hardware, micro_batch, grad_accum, world.size, bucket)
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
         assert self._engine.dp_world_size == world.size
         assert self._engine.zero_optimization_stage() == self.stage
         self._zero = self._engine.optimizer
@@ -162,15 +163,13 @@ def deepspeed_config(
 
 
 def import_deepspeed(device: str) -> Any:
-    """Import DeepSpeed for a device, quiet, and without its shared-memory op that would need a compiler."""
+    """Import DeepSpeed for a device, quiet, and without its shared-memory op, which would need a compiler."""
     os.environ["DS_ACCELERATOR"] = device
-    os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")
+    # DeepSpeed calls what torch 2.13 renamed; the old name works.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
     import deepspeed
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.init_distributed(dist_init_required=False) if deepspeed.comm.is_initialized() else deepspeed.init_distributed(
-        "gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False
-    )
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed

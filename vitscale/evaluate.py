@@ -47,8 +47,9 @@ def summarise(sums: torch.Tensor) -> dict[str, float]:
 def evaluate_alone(pretrained: Pretrained, manifest: str, batch: int) -> dict[str, float]:
     """The same of a loaded model in this process, on the shards of a manifest."""
     shards = Shards(read_manifest(manifest))
-    shards.manifest.check()
     info = pretrained.info
+    shards.manifest.check()
+    shards.manifest.check_labels(info.model.num_classes)
     threads = len(os.sched_getaffinity(0))
     batches = eval_loader(shards, info, info.model.image_size, batch, rank=0, ranks=1, threads=threads, pin=False)
     return summarise(count_all(pretrained.model, batches, info, torch.float32, torch.device("cpu")))

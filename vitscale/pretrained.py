@@ -87,7 +87,7 @@ def open_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return image
-    except OSError as error:
+    except Exception as error:  # for broken bytes Pillow also raises SyntaxError, DecompressionBombError, ...
         raise ModelError(f"{path}: not a readable image ({error})") from None
 
 
@@ -95,7 +95,7 @@ def eval_transform(info: ModelInfo) -> Callable[[Image.Image], torch.Tensor]:
     """What evaluation does to an image: resize, centre crop, normalise."""
 
     def transform(image: Image.Image) -> torch.Tensor:  # -> CHW
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))  # a copy: torch warns of read-only memory
         view = eval_view(pixels, info.model.image_size, info.eval_crop, info.interpolation)
         return normalise(torch.from_numpy(np.ascontiguousarray(view))[None], info.mean, info.std)[0]
 

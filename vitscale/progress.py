@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar on a terminal, a line every few seconds in a log."""
 
+import math
 import sys
 import time
 from typing import Self
@@ -33,7 +34,8 @@ class TrainProgress:
             self._bar.stop()
 
     def update(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
-        text = f"loss {loss:.3f}  {images_per_s:,.0f} images/s  {clock(seconds_left)} left"
+        known = "" if math.isnan(loss) else f"loss {loss:.3f}  "  # it comes one step late
+        text = f"{known}{images_per_s:,.0f} images/s  {clock(seconds_left)} left"
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
         elif self._lines and (time.monotonic() - self._last > LINE_EVERY_S or step == self._total):

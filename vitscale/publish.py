@@ -3,18 +3,34 @@
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitscale.errors import ModelError, TrackingError
+from vitscale.config import TrackingConfig
+from vitscale.errors import ModelError, TrackingError, UserError
 from vitscale.modelinfo import FILE as MODEL_INFO
 from vitscale.modelinfo import WEIGHTS
 from vitscale.sums import SUMS, verify, write_sums
-from vitscale.tracking import connect
+from vitscale.tracking import connect, experiment_id
 
 PUBLISHED = (MODEL_INFO, WEIGHTS, "recipe.yaml", "state.json")
 DIGEST_TAG = "vitscale.digest"
 SCHEMES = ("models:/", "runs:/")
+
+
+@contextmanager
+def _mlflow_errors(uri: str) -> Iterator[None]:
+    """MLflow's exceptions come with the scheme (REST, SQL, files): make them one of ours."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow at {uri}: {' '.join(str(error).split())}; nothing is changed or lost, try again when that is mended"
+        ) from error
 
 
 class Version(NamedTuple):
@@ -37,6 +53,11 @@ def publish(checkpoint: Path, name: str, alias: str, uri: str, run_id: str | Non
     The alias moves last, after the stored files were fetched again and their sums hold. A version of this run with this
     content is used again, so that a killed call can be repeated.
     """
+    with _mlflow_errors(uri):
+        return _publish(checkpoint, name, alias, uri, run_id)
+
+
+def _publish(checkpoint: Path, name: str, alias: str, uri: str, run_id: str | None) -> Version:
     client = connect(uri)
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder) / "model"
@@ -46,34 +67,47 @@ def publish(checkpoint: Path, name: str, alias: str, uri: str, run_id: str | Non
                 shutil.copyfile(checkpoint / file, content / file)
         write_sums(content)
         digest = hashlib.sha256((content / SUMS).read_bytes()).hexdigest()
-        version = _find(client, name, run_id, digest) or _register(client, content, name, run_id, digest)
-    with tempfile.TemporaryDirectory() as folder:
-        _download(version, Path(folder))
+        version = _find(client, name, run_id, digest)
+        if version is None:
+            version = _register(client, content, name, uri, run_id, digest)
+            _read_back(version)
     client.set_registered_model_alias(name, alias, version.number)
     return version
 
 
 def _find(client: Any, name: str, run_id: str | None, digest: str) -> Version | None:
-    """The version of this run with this content, if there is one."""
+    """A version of this run with this content whose stored files are sound, if there is one."""
     found = client.search_model_versions(f"name='{name}'")
     versions = (_version(entry) for entry in found if entry.tags.get(DIGEST_TAG) == digest)
-    return next((version for version in versions if version.run_id == run_id), None)
+    for version in versions:
+        with suppress(ModelError):
+            if version.run_id == run_id:
+                _read_back(version)
+                return version
+    return None
 
 
-def _register(client: Any, content: Path, name: str, run_id: str | None, digest: str) -> Version:
-    import mlflow
+def _read_back(version: Version) -> None:
+    """Fetch the stored files again; ModelError where they are damaged."""
+    with tempfile.TemporaryDirectory() as folder:
+        _download(version, Path(folder))
 
-    with _quiet():
-        model = mlflow.initialize_logged_model(name, source_run_id=run_id, tags={DIGEST_TAG: digest})
-        client.log_model_artifacts(model.model_id, str(content))
-        mlflow.finalize_logged_model(model.model_id, "READY")
-        entry = mlflow.register_model(f"models:/{model.model_id}", name, tags={DIGEST_TAG: digest})
-    return _version(entry)._replace(run_id=run_id, digest=digest)
+
+def _register(client: Any, content: Path, name: str, uri: str, run_id: str | None, digest: str) -> Version:
+    default = TrackingConfig().experiment
+    experiment = client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, default, uri)
+    model = client.create_logged_model(experiment, name, source_run_id=run_id, tags={DIGEST_TAG: digest})
+    client.log_model_artifacts(model.model_id, str(content))
+    client.finalize_logged_model(model.model_id, "READY")
+    if not client.search_registered_models(f"name='{name}'"):
+        client.create_registered_model(name)
+    source = f"models:/{model.model_id}"
+    return _version(client.create_model_version(name, source, run_id, {DIGEST_TAG: digest}, model_id=model.model_id))
 
 
 def resolve(source: str, uri: str) -> Version:
     """The version that `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID` (its newest) means."""
-    client = connect(uri)
+    client = connect(uri, create=False)
     try:
         return _version(_lookup(client, source))
     except Exception as error:  # MLflow's exceptions come with the scheme: REST, SQL, files
@@ -120,7 +154,8 @@ def pull(source: str, uri: str, to: Path) -> Version:
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as folder:
         content = Path(folder) / "model"
-        _download(version, content)
+        with _mlflow_errors(uri):
+            _download(version, content)
         if to.exists():
             to.rmdir()
         content.rename(to)
@@ -132,8 +167,7 @@ def _download(version: Version, to: Path) -> None:
     import mlflow
 
     to.mkdir(exist_ok=True)
-    with _quiet():
-        fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{version.model_id}", dst_path=str(to)))
+    fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{version.model_id}", dst_path=str(to)))
     assert fetched.resolve() == to.resolve()
     damaged = verify(to)
     if not damaged and version.digest:
@@ -146,19 +180,3 @@ def _download(version: Version, to: Path) -> None:
 def _version(entry: Any) -> Version:
     model_id = entry.source.removeprefix("models:/") if entry.source else ""
     return Version(entry.name, str(entry.version), entry.model_id or model_id, entry.run_id or None, entry.tags.get(DIGEST_TAG))
-
-
-class _quiet:  # noqa: N801 - used like a function
-    """MLflow's progress bars and notes on stderr say nothing that we do not say ourselves."""
-
-    def __enter__(self) -> None:
-        import logging
-        import os
-
-        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-        self._logger = logging.getLogger("mlflow")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.setLevel(self._level)

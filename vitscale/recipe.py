@@ -18,8 +18,9 @@ from vitscale.duration import UNITS
 from vitscale.errors import RecipeError
 
 NULLS, TRUES, FALSES = ("", "~", "null", "Null", "NULL"), ("true", "True", "TRUE"), ("false", "False", "FALSE")
-INTEGER = re.compile(r"[-+]?[0-9][0-9_]*")
-FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+DIGITS = "[0-9]+(_[0-9]+)*"
+INTEGER = re.compile(rf"[-+]?{DIGITS}")
+FLOAT = re.compile(rf"[-+]?(\.[0-9]+|{DIGITS}(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 SPECIAL = {".inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
 Origins = dict[str, str]  # dotted key -> "file:line"
 
@@ -39,7 +40,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def find(path: str | Path) -> Path:
     """The file, as given or among the recipes that ship with the package."""
-    shipped = recipes_dir().parent / path if Path(path).parts[:1] == ("recipes",) else recipes_dir() / path
+    parts = Path(path).parts
+    shipped = recipes_dir().joinpath(*parts[1:] if parts[:1] == ("recipes",) else parts)
     for candidate in (Path(path), shipped):
         if candidate.is_file():
             return candidate
@@ -74,10 +76,13 @@ def _read(file: Path, origins: Origins, chain: tuple[Path, ...]) -> dict:
     if file.resolve() in chain:
         raise RecipeError(f"{file}: extends itself by way of {' -> '.join(map(str, chain))}")
     own: Origins = {}
-    values: dict = _parse(file.read_text(), str(file), own)
+    values: dict = _parse(_read_text(file), str(file), own)
     parents = values.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise RecipeError(f"{own['extends']}: extends is a path or a list of paths, found {parents!r}")
     merged: dict = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    for parent in parents:
         parent_file = file.parent / parent
         if not parent_file.is_file():
             raise RecipeError(f"{own.get('extends', file)}: extends {parent}, but {parent_file} does not exist")
@@ -86,12 +91,19 @@ def _read(file: Path, origins: Origins, chain: tuple[Path, ...]) -> dict:
     return _merge(merged, values)
 
 
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file}: not readable as text ({error})") from None
+
+
 def _merge(base: dict, top: dict) -> dict:
     """`top` over `base`, mapping by mapping. A duration replaces a duration: {steps: 5} does not join {epochs: 3}."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _is_duration(value):
+        if isinstance(old, dict) and isinstance(value, dict) and not (_is_duration(old) and _is_duration(value)):
             value = _merge(old, value)
         merged[key] = value
     return merged

@@ -32,17 +32,25 @@ class RunDir:
         """Become the owner, or fail: two trainings must never write here. Call on rank 0 only."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._owner = (self.path / "owner").open("a+")
-        try:
-            fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it however this process ends
-        except BlockingIOError:
-            self._owner.seek(0)
-            raise RecipeError(
-                f"{self.path}: in use by {self._owner.read().strip() or 'another process'}; wait for it, stop it, or choose "
-                "another name=..."
-            ) from None
+        self._lock(self._owner)
         self._owner.truncate(0)
         self._owner.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._owner.flush()
+
+    def check_free(self) -> None:
+        """Nobody owns it now."""
+        if (self.path / "owner").exists():
+            with (self.path / "owner").open("a+") as owner:
+                self._lock(owner)
+
+    def _lock(self, owner: IO[str]) -> None:
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it however this process ends
+        except BlockingIOError:
+            with owner:
+                owner.seek(0)
+                name = owner.read().strip() or "another process"
+            raise RecipeError(f"{self.path}: in use by {name}; wait for it, stop it, or choose another name=...") from None
 
     def check(self, cfg: RunConfig) -> None:
         """What is here was started with the same science."""
@@ -62,13 +70,14 @@ class RunDir:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def write_status(self, state: str, **values: Any) -> None:
-        """`state` is running, stopped, finished or failed."""
+        """`state` is starting, running, stopped or finished; one that dies stays running."""
+        self.path.mkdir(parents=True, exist_ok=True)
         replace_text(self.path / "status.json", json.dumps({**self.status, "state": state, **values}, indent=1) + "\n")
 
 
 def _science(cfg: RunConfig) -> dict:
     """What decides the result. Where the shards lie does not; checkpoints hold the digest of what is in them."""
-    values = cfg.model_dump(include=set(SCIENCE))
+    values = cfg.model_dump(include=set(SCIENCE), by_alias=True)
     for source in (values["data"]["train"], values["data"]["val"] or {}):
         source.pop("manifest", None)
         source.pop("samples", None)

@@ -38,9 +38,9 @@ def locate(source: str, uri: str) -> Path:
 
 def fetch_init(init: InitConfig, model: ModelConfig, folder: Path, uri: str) -> Origin:
     """Bring the model that `init.from` names into the run directory, once, and check that it fits the recipe's model."""
-    if not (folder / ORIGIN).is_file() or verify(folder):
-        _fetch(init.source, folder, uri)
-    origin = Origin(**json.loads((folder / ORIGIN).read_text()))
+    origin = _origin(folder)
+    if origin is None or origin.source != init.source:
+        origin = _fetch(init.source, folder, uri)
     if differences := read_model_info(folder).model.architecture_differences(model):
         raise ModelError(
             f"init.from: {init.source} has another architecture than the recipe's model: {'; '.join(differences)} "
@@ -49,7 +49,13 @@ def fetch_init(init: InitConfig, model: ModelConfig, folder: Path, uri: str) -> 
     return origin
 
 
-def _fetch(source: str, folder: Path, uri: str) -> None:
+def _origin(folder: Path) -> Origin | None:
+    """What was fetched before, if it is complete."""
+    path = folder / ORIGIN
+    return Origin(**json.loads(path.read_text())) if path.is_file() and not verify(folder) else None
+
+
+def _fetch(source: str, folder: Path, uri: str) -> Origin:
     from vitscale import publish
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -64,6 +70,7 @@ def _fetch(source: str, folder: Path, uri: str) -> None:
         origin = Origin(source, str(checkpoint.absolute()), run_id(checkpoint))
     (folder / ORIGIN).write_text(json.dumps(origin._asdict(), indent=1) + "\n")
     write_sums(folder)
+    return origin
 
 
 def run_id(checkpoint: Path) -> str | None:

@@ -14,6 +14,8 @@ def verify(path: Path) -> list[str]:
         lines = (path / SUMS).read_text().splitlines()
     except OSError:
         return [f"{SUMS} missing"]
+    if not lines:
+        return [f"{SUMS} is empty"]
     for line in lines:
         expected, _, name = line.partition("  ")
         if not (path / name).is_file():

@@ -6,6 +6,7 @@ there and keep them, so that no point is doubled.
 """
 
 import json
+import logging
 import os
 import threading
 import time
@@ -31,20 +32,43 @@ def tracking_uri(config: TrackingConfig | None, runs: str | Path) -> str:
     return stated or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(runs).absolute() / 'mlflow.db'}"
 
 
-def connect(uri: str) -> Any:
-    """An MLflow client that gives up soon: whoever asks is waiting, or has a log to try again from."""
+def connect(uri: str, create: bool = True) -> Any:
+    """An MLflow client that gives up soon: whoever asks is waiting, or has a log to try again from.
+
+    With `create` false a SQLite store that is not there is an error instead of a new, empty one.
+    """
+    store = sqlite_path(uri)
+    if store and not store.exists() and not create:
+        raise TrackingError(f"no MLflow store at {uri}; set MLFLOW_TRACKING_URI, or run where the `runs` folder is")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    import logging
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
 
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    if store:
+        store.parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return mlflow.MlflowClient(uri, uri)
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite store; None for a server."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def experiment_id(client: Any, name: str, uri: str) -> str:
+    """The experiment of this name, made where there is none."""
+    found = client.get_experiment_by_name(name)
+    if found:
+        return found.experiment_id
+    # A database has no place of its own for files: give it an absolute one, so that `pull` works from any directory.
+    store = sqlite_path(uri)
+    files = (store.parent / "mlartifacts").absolute().as_uri() if store else None
+    return client.create_experiment(name, artifact_location=files)
 
 
 class Tracker:
@@ -140,22 +164,13 @@ def start_run(client: Any, cfg: RunConfig, run: RunDir, parent_run_id: str | Non
         if client.get_run(run_id).info.status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
         return run_id
+    experiment = experiment_id(client, cfg.tracking.experiment, tracking_uri(cfg.tracking, cfg.runs))
     tags = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-    run_id = client.create_run(_experiment(client, cfg), run_name=cfg.name, tags=tags).info.run_id
+    run_id = client.create_run(experiment, run_name=cfg.name, tags=tags).info.run_id
     _log_params(client, run_id, cfg)
     client.log_artifact(run_id, str(run.recipe))
     replace_text(run.mlflow_run_id, run_id)
     return run_id
-
-
-def _experiment(client: Any, cfg: RunConfig) -> str:
-    found = client.get_experiment_by_name(cfg.tracking.experiment)
-    if found:
-        return found.experiment_id
-    # A database has no place of its own for files: give it an absolute one, so that `pull` works from anywhere.
-    local = tracking_uri(cfg.tracking, cfg.runs).startswith("sqlite:")
-    place = (Path(cfg.runs).absolute() / "mlartifacts").as_uri() if local else None
-    return client.create_experiment(cfg.tracking.experiment, artifact_location=place)
 
 
 def _log_params(client: Any, run_id: str, cfg: RunConfig) -> None:
@@ -184,6 +199,7 @@ def send(client: Any, run: RunDir) -> None:
     mark = run.path / ".mlflow_sent"
     sent = int(mark.read_text()) if mark.exists() else 0
     with run.metrics.open("rb") as log:
+        os.fsync(log.fileno())  # the mark must not outlive, in a power cut, the lines that it counts
         log.seek(sent)
         content = log.read()
     whole = content[: content.rfind(b"\n") + 1]

@@ -3,6 +3,12 @@
 import os
 import sys
 
+if __name__ == "__main__":  # first of all: the imports below take seconds in which the launcher may be killed
+    from vitscale.orphan import die_with_parent
+
+    if "RANK" in os.environ:
+        die_with_parent()
+
 from safetensors.torch import load_file
 
 from data_pipeline.loader import Loader, eval_loader, train_loader

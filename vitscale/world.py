@@ -1,10 +1,8 @@
 """The processes of a run: who they are, what they agree on, and when they stop."""
 
-import ctypes
 import os
 import random
 import signal
-import sys
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -14,7 +12,6 @@ import torch.distributed as dist
 from vitscale.config import HardwareConfig
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class World:
@@ -29,7 +26,6 @@ class World:
         self.stop_requested = False  # by a signal to this rank; the loop makes all ranks agree
 
     def __enter__(self) -> Self:
-        die_with_parent()
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
         torch.set_num_threads(self.cores)
@@ -143,9 +139,3 @@ def choose_device(hardware: HardwareConfig) -> str:
     if hardware.device != "auto":
         return hardware.device
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def die_with_parent() -> None:
-    """Have the kernel end this process when its launcher dies, however it dies: no orphan trains on."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

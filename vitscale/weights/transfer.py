@@ -34,11 +34,11 @@ def transfer(model: ViT, weights: dict[str, torch.Tensor], source: ModelConfig, 
             fates.append(Fate(name, "new"))
         elif name not in weights:
             raise ModelError(f"the pretrained weights have no tensor {name}; they are incomplete")
+        elif weights[name].shape != (shape := _source_shape(name, target, source)):
+            shapes = f"{list(weights[name].shape)} in the file, {list(shape)} in the model"
+            raise ModelError(f"pretrained tensor {name}: {shapes}; the file does not match its model.json")
         elif name == POS_EMBED:
             fates.append(_transfer_pos_embed(target, weights[name], source, model.config, reinit_pos_embed))
-        elif weights[name].shape != target.shape:
-            shapes = f"{list(weights[name].shape)} in the file, {list(target.shape)} in the model"
-            raise ModelError(f"pretrained tensor {name}: {shapes}; the file does not match its model.json")
         else:
             target.copy_(weights[name])
             fates.append(Fate(name, "kept"))
@@ -48,6 +48,11 @@ def transfer(model: ViT, weights: dict[str, torch.Tensor], source: ModelConfig, 
             raise ModelError(f"pretrained tensor {name} has no place in the model")
         fates.append(Fate(name, "dropped"))
     return fates
+
+
+def _source_shape(name: str, target: torch.Tensor, source: ModelConfig) -> tuple[int, ...]:
+    """The shape of a pretrained tensor that is kept or resized."""
+    return (1, source.num_tokens, source.width) if name == POS_EMBED else tuple(target.shape)
 
 
 def _transfer_pos_embed(target: torch.Tensor, table: torch.Tensor, source: ModelConfig, new: ModelConfig, reinit: bool) -> Fate:

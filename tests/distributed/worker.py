@@ -1,0 +1,166 @@
+"""What each process of tests/distributed does: `worker.py CASE OUT RECIPE [a.b=c ...]`; rank 0 writes its findings to OUT."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.manifest import read_manifest
+from data_pipeline.stream import Shards
+from vitscale import recipe
+from vitscale.checkpoint import complete, restore, save
+from vitscale.config import RunConfig
+from vitscale.engine import Engine
+from vitscale.loop import Cadence, Losses, train_step, validate
+from vitscale.model.vit import ViT
+from vitscale.modelinfo import WEIGHTS
+from vitscale.state import TrainState
+from vitscale.train import build_engine, build_train_loader, build_val_loader, open_run
+from vitscale.world import OtherRankFailedError, World
+
+SAVE_AT, STOP_AT = 3, 7
+
+
+class Training:
+    """A run without its loop: built, restored if there is a checkpoint, stepped by hand."""
+
+    def __init__(self, cfg: RunConfig, world: World) -> None:
+        self.cfg, self.world = cfg, world
+        self.run, _ = open_run(cfg, world)
+        self.train = Shards(read_manifest(cfg.data.train.manifest))
+        self.cadence = Cadence.of(cfg, len(self.train))
+        torch.manual_seed(cfg.seed)
+        self.engine: Engine = build_engine(ViT(cfg.model), cfg, world)
+        self.state: TrainState = restore(self.run, self.engine, self.train.manifest.digest)
+
+    def go(self, stop: int) -> list[float]:
+        """Train to a step; the loss of every step on the way."""
+        history, losses = [], Losses()
+        for batch in build_train_loader(self.train, self.cfg, self.state.step, stop, self.world):
+            losses.add(train_step(self.engine, batch, self.cfg, self.state, self.cadence))
+            losses.settle(self.state, keep=0)
+            history.append(losses.latest)
+        return history
+
+    def save(self) -> Path:
+        return save(self.run, self.engine, self.state, keep=5)
+
+    def digest(self) -> list[str]:
+        """SHA-256 of everything the optimiser holds, by rank."""
+        sha = hashlib.sha256(str(self.engine.num_updates).encode())
+        for fragment in self.engine.fragments():
+            for kind, tensor in fragment.tensors.items():
+                sha.update(f"{fragment.name}@{fragment.start}/{kind}".encode() + tensor.contiguous().numpy().tobytes())
+        return self.world.gather(sha.hexdigest())
+
+    def close(self) -> None:
+        if self.run._owner:
+            self.run._owner.close()
+
+
+def exact(base: RunConfig, world: World) -> dict:
+    """Per stage and precision: seven steps in one go against three, a save, a new start and four more."""
+    found = {}
+    for stage in (1, 2, 3):
+        for precision in ("fp32", "bf16"):
+            name = f"{stage}-{precision}"
+            hardware = base.hardware.model_copy(update={"zero_stage": stage, "precision": precision})
+            cfg = base.model_copy(update={"name": name, "hardware": hardware})
+            whole = Training(cfg, world)
+            losses = whole.go(SAVE_AT)
+            whole.save()
+            losses += whole.go(STOP_AT)
+            whole.close()
+            resumed = Training(cfg, world)
+            assert resumed.state.step == SAVE_AT
+            found[name] = {
+                "losses": losses,
+                "resumed_losses": resumed.go(STOP_AT),
+                "same_bits": whole.digest() == resumed.digest(),
+                "same_samples": whole.state.fingerprint == resumed.state.fingerprint % 2**64 or world.size > 1,
+            }
+            resumed.close()
+    return found
+
+
+def elastic(cfg: RunConfig, world: World) -> dict:
+    """From the checkpoint that is there, or from the start: to the last step, saving on the way."""
+    training = Training(cfg, world)
+    start = training.state.step
+    losses = training.go(SAVE_AT) if start < SAVE_AT else []
+    if start < SAVE_AT:
+        training.save()
+    losses += training.go(STOP_AT)
+    path = training.save()
+    weights = torch.cat([tensor.flatten() for _, tensor in sorted(load_file(path / WEIGHTS).items())])
+    state = json.loads((path / "state.json").read_text())
+    metrics = validate(training.engine, build_val_loader(cfg, world), cfg)
+    training.close()
+    return {
+        "start": start,
+        "losses": losses,
+        "weights": weights.tolist(),
+        "fingerprint": state["fingerprint"],
+        "eval": metrics,
+        "checkpoints": [p.name for p in complete(training.run.checkpoints)],
+    }
+
+
+def guard(base: RunConfig, world: World) -> dict:
+    """A gradient that is not finite on the last rank: seen by all, applied by none; the next step goes on."""
+    found = {}
+    for stage in (1, 2, 3):
+        for precision in ("fp32", "bf16"):
+            hardware = base.hardware.model_copy(update={"zero_stage": stage, "precision": precision})
+            cfg = base.model_copy(update={"name": f"guard-{stage}-{precision}", "hardware": hardware})
+            training = Training(cfg, world)
+            training.go(2)
+            before, updates = training.digest(), training.engine.num_updates
+            engine = training.engine
+            images = torch.zeros(engine.micro_batch, 3, 16, 16, dtype=engine.dtype)
+            scale = float("nan") if world.rank == world.size - 1 else 1.0
+            engine.backward_and_step(engine(images).float().square().mean() * scale)
+            after = training.digest()
+            training.go(3)
+            found[f"{stage}-{precision}"] = {
+                "unchanged": before == after,
+                "moves_again": training.digest() != after,
+                "updates": [updates, engine.num_updates],
+                "finite": all(t.isfinite().all().item() for f in engine.fragments() for t in f.tensors.values()),
+            }
+            training.close()
+    return found
+
+
+def alone(_cfg: RunConfig, world: World) -> dict:
+    """An error on the last rank ends the block on every rank."""
+    try:
+        with world.alone():
+            if world.rank == world.size - 1:
+                raise ValueError("only here")
+    except ValueError:
+        ended = "own error"
+    except OtherRankFailedError as error:
+        ended = str(error)
+    return {"ended": world.gather(ended)}
+
+
+CASES = {"exact": exact, "elastic": elastic, "guard": guard, "alone": alone}
+
+
+def main() -> None:
+    case, out, path, *overrides = sys.argv[1:]
+    cfg = recipe.load(path, overrides)
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    with World(cfg.hardware, cfg.seed) as world:
+        found = CASES[case](cfg, world)
+        if world.is_main:
+            Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The main job through every real part, on the demo's recipes cut short: build, pretrain, publish, fine-tune, pull, predict."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import vitscale
+from safetensors.torch import load_file
+
+from vitscale import load_pretrained
+from vitscale.sums import verify
+
+SHORT = ["train.total.epochs=2", "eval.every.epochs=1", "checkpoint.every.epochs=1", "optim.schedule.warmup.steps=5"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a user has built the digits, pretrained and fine-tuned."""
+    here = tmp_path_factory.mktemp("workplace")
+    sizes = ["400", "300", "250", "200", "150", "138"]
+    steps = [
+        ("data", "build", "digits", "--out", "runs/data/digits", "--shard-samples", *sizes),
+        ("train", "recipes/demo/pretrain.yaml", "--procs", "2", *SHORT),
+        ("train", "recipes/demo/finetune.yaml", "--procs", "2", *SHORT),
+    ]
+    for words in steps:
+        done = vitscale(*words, cwd=here)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return here
+
+
+def client(workplace: Path) -> mlflow.MlflowClient:
+    uri = f"sqlite:///{workplace}/runs/mlflow.db"
+    return mlflow.MlflowClient(uri, uri)
+
+
+def run_id(workplace: Path, name: str) -> str:
+    return (workplace / "runs" / name / "mlflow_run_id").read_text()
+
+
+def test_fine_tuning_grew_the_grid_and_names_its_parent(workplace: Path) -> None:
+    before = load_file(workplace / "runs/digits-finetune/init/weights.safetensors")
+    after = load_file(newest(workplace, "digits-finetune") / "weights.safetensors")
+    assert (before["pos_embed"].shape[1], after["pos_embed"].shape[1]) == (1 + 4 * 4, 1 + 6 * 6)
+    child = client(workplace).get_run(run_id(workplace, "digits-finetune"))
+    assert child.data.tags["mlflow.parentRunId"] == run_id(workplace, "digits-pretrain")
+
+
+def test_every_metric_line_is_in_mlflow_once(workplace: Path) -> None:
+    for name in ("digits-pretrain", "digits-finetune"):
+        lines = [json.loads(line) for line in (workplace / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        expected = [(line["step"], line["metrics"]["train/loss"]) for line in lines if line["kind"] == "train"]
+        history = client(workplace).get_metric_history(run_id(workplace, name), "train/loss")
+        assert expected and [(m.step, m.value) for m in history] == expected
+        assert client(workplace).get_run(run_id(workplace, name)).info.status == "FINISHED"
+
+
+def test_validation_counts_every_held_out_image(workplace: Path) -> None:
+    status = json.loads((workplace / "runs/digits-pretrain/status.json").read_text())
+    assert status["state"] == "finished"
+    assert status["metrics"]["eval/images"] == 359
+
+
+def test_the_published_models_are_the_last_checkpoints(workplace: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{workplace}/runs/mlflow.db"
+    for alias, name in (("pretrained", "digits-pretrain"), ("champion", "digits-finetune")):
+        done = vitscale(
+            "pull", f"models:/digits-vit@{alias}", "--to", tmp_path / alias, cwd=tmp_path, MLFLOW_TRACKING_URI=uri
+        )
+        assert done.returncode == 0, done.stderr
+        assert verify(tmp_path / alias) == []
+        mine = (newest(workplace, name) / "weights.safetensors").read_bytes()
+        assert (tmp_path / alias / "weights.safetensors").read_bytes() == mine
+
+
+def test_eval_of_the_pulled_model_equals_the_training_runs_own(workplace: Path) -> None:
+    done = vitscale("eval", "models:/digits-vit@champion", "--data", "runs/data/digits/val.json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    own = json.loads((workplace / "runs/digits-finetune/status.json").read_text())["metrics"]
+    found = json.loads(done.stdout)
+    assert found["images"] == own["eval/images"]
+    assert found["top1"] == own["eval/top1"]
+    assert found["loss"] == pytest.approx(own["eval/loss"], rel=1e-5)
+
+
+def test_predict_says_what_the_model_says(workplace: Path, tmp_path: Path) -> None:
+    image = tmp_path / "digit.jpg"
+    image.write_bytes(first_held_out_image(workplace))
+    done = vitscale("predict", newest(workplace, "digits-finetune"), image, "--top", "10", "--json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    top = json.loads(done.stdout)["top"]
+    assert sum(guess["probability"] for guess in top) == pytest.approx(1)
+    loaded = load_pretrained(newest(workplace, "digits-finetune"))
+    logits = loaded.model(loaded.transform(open_image(image))[None])
+    assert top[0]["label"] == logits.argmax().item()
+
+
+def test_a_finished_run_is_not_run_again(workplace: Path) -> None:
+    before = (workplace / "runs/digits-finetune/metrics.jsonl").read_bytes()
+    done = vitscale("train", "recipes/demo/finetune.yaml", "--procs", "2", *SHORT, cwd=workplace)
+    assert done.returncode == 0
+    assert "already finished" in done.stdout
+    assert (workplace / "runs/digits-finetune/metrics.jsonl").read_bytes() == before
+
+
+def newest(workplace: Path, name: str) -> Path:
+    return max((workplace / "runs" / name / "checkpoints").glob("step_*"))
+
+
+def first_held_out_image(workplace: Path) -> bytes:
+    import tarfile
+
+    with tarfile.open(workplace / "runs/data/digits/val-00000.tar") as tar:
+        file = tar.extractfile(next(name for name in tar.getnames() if name.endswith(".jpg")))
+        assert file
+        return file.read()
+
+
+def open_image(path: Path):
+    from PIL import Image
+
+    return Image.open(path)

@@ -1,0 +1,51 @@
+"""What a recipe may choose from is what the code knows."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.augment import resize
+from data_pipeline.config import DataConfig
+from vitscale.config import EvalConfig, HardwareConfig, InitConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from vitscale.engine import DTYPES
+from vitscale.loss import LOSSES
+from vitscale.modelinfo import ModelInfo
+from vitscale.optim import STATE, build_optimizer
+from vitscale.schedule import SCHEDULES
+
+
+def choices(section, field):
+    found = get_args(section.model_fields[field].annotation)
+    assert found, f"{section.__name__}.{field} is no Literal"
+    return set(found)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "known"),
+    [
+        (TrainConfig, "loss", LOSSES),
+        (ScheduleConfig, "name", SCHEDULES),
+        (OptimConfig, "name", STATE),
+        (HardwareConfig, "precision", DTYPES),
+    ],
+)
+def test_every_choice_has_code_and_all_code_can_be_chosen(section, field, known):
+    assert choices(section, field) == set(known)
+
+
+@pytest.mark.parametrize("name", choices(OptimConfig, "name"))
+def test_every_optimiser_can_be_built(name):
+    assert type(build_optimizer(torch.nn.Linear(2, 2), OptimConfig(name=name, lr=1.0))).__name__.lower() == name
+
+
+@pytest.mark.parametrize("interpolation", choices(DataConfig, "interpolation"))
+def test_every_interpolation_works_and_a_published_model_may_use_it(interpolation):
+    assert resize(np.zeros((5, 4, 3), np.uint8), 2, 2, interpolation).shape == (2, 2, 3)
+    assert interpolation in choices(ModelInfo, "interpolation")
+
+
+def test_every_field_has_its_help():
+    sections = [ModelConfig, InitConfig, ScheduleConfig, OptimConfig, TrainConfig, EvalConfig, HardwareConfig, DataConfig]
+    assert [f"{s.__name__}.{name}" for s in sections for name, field in s.model_fields.items() if not field.description] == []

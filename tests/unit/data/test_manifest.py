@@ -1,0 +1,196 @@
+"""A manifest says what the files say, and every disagreement is an error that names the path."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.build import list_shards
+from data_pipeline.errors import DataError
+from data_pipeline.index import index_path
+from data_pipeline.manifest import Manifest, read_manifest, write_manifest
+
+
+def rewrite(manifest: Manifest, **columns: list) -> None:
+    """Replace columns of the file."""
+    content = json.loads(manifest.path.read_text())
+    content["shards"].update(columns)
+    manifest.path.write_text(json.dumps(content))
+
+
+def num_members(shard: Path) -> int:
+    with tarfile.open(shard) as tar:
+        return len(tar.getnames())
+
+
+def test_columns_are_those_of_the_files(train):
+    content = json.loads(train.path.read_text())
+    files = [train.path.parent / url for url in content["shards"]["urls"]]
+    assert content["format"] == "vitscale-manifest-1"
+    assert content["shards"]["bytes"] == [file.stat().st_size for file in files]
+    assert content["shards"]["sha256"] == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert content["shards"]["samples"] == [num_members(file) // 2 for file in files] == [7, 1, 4, 4, 4, 4, 1]
+
+
+def test_reading_gives_what_the_file_says(train):
+    content = json.loads(train.path.read_text())
+    found = read_manifest(str(train.path))
+    assert found.urls == content["shards"]["urls"]
+    assert found.samples.tolist() == content["shards"]["samples"]
+    assert found.bytes.tolist() == content["shards"]["bytes"]
+    assert found.sha256 == content["shards"]["sha256"]
+    assert found.classes == ["ant", "bee", "cat"]
+    assert found.num_samples == 25
+    found.check()
+
+
+def test_digest_names_the_content_and_not_the_place(train, copied):
+    lines = "".join(f"{sha} {count}\n" for sha, count in zip(train.sha256, train.samples, strict=True))
+    assert train.digest == copied.digest == hashlib.sha256(lines.encode()).hexdigest()
+    reordered = dataclasses.replace(train, sha256=train.sha256[::-1], samples=train.samples[::-1])
+    assert reordered.digest != train.digest
+
+
+def test_a_moved_data_set_is_whole(copied):
+    moved = copied.path.parent.rename(copied.path.parent.parent / "moved")
+    read_manifest(moved / "train.json").check()
+
+
+def test_shards_elsewhere_are_listed_by_their_absolute_path(copied, tmp_path):
+    shards = [copied.shard(number) for number in range(2)]
+    (tmp_path / "lists").mkdir()
+    listed = list_shards(shards, tmp_path / "lists" / "mine.json", [])
+    assert listed.urls == [str(shard) for shard in shards]
+    assert [read_manifest(tmp_path / "lists" / "mine.json").shard(number) for number in range(2)] == shards
+
+
+def test_writing_leaves_nothing_else_behind(train, tmp_path):
+    write_manifest(dataclasses.replace(train, path=tmp_path / "only.json"))
+    assert [path.name for path in tmp_path.iterdir()] == ["only.json"]
+
+
+def test_a_missing_manifest_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=rf"{tmp_path}/none.json: no such manifest"):
+        read_manifest(tmp_path / "none.json")
+
+
+def test_a_folder_is_no_manifest(tmp_path):
+    with pytest.raises(DataError, match=str(tmp_path)):
+        read_manifest(tmp_path)
+
+
+SHARD = {"urls": ["a.tar"], "samples": [1], "bytes": [1], "sha256": ["x"]}
+FORMAT = "vitscale-manifest-1"
+
+
+def document(**changes: object) -> dict:
+    return {"format": FORMAT, "classes": [], "shards": {**SHARD, **changes}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        "{}",
+        {"format": "webdataset", "classes": [], "shards": SHARD},
+        {"format": FORMAT, "shards": SHARD},
+        {"format": FORMAT, "classes": []},
+        {"format": FORMAT, "classes": [], "shards": [1]},
+        {"format": FORMAT, "classes": [], "shards": {"urls": ["a.tar"]}},
+        document(samples=[1, 2]),
+        document(samples=["many"]),
+        document(samples=[None]),
+        document(samples=[10**30]),
+        document(samples=1),
+        document(bytes=None),
+        document(urls=[], samples=[], bytes=[], sha256=[]),
+        b"\xff\xfe\x00",
+    ],
+    ids=str,
+)
+def test_another_json_is_no_manifest(tmp_path, content):
+    path = tmp_path / "train.json"
+    path.write_bytes(
+        content if isinstance(content, bytes) else (content if isinstance(content, str) else json.dumps(content)).encode()
+    )
+    with pytest.raises(DataError, match=rf"{path}: .*write it anew"):
+        read_manifest(path)
+
+
+def assert_check_names(manifest: Manifest, *words: object) -> None:
+    with pytest.raises(DataError) as caught:
+        read_manifest(manifest.path).check()
+    assert all(str(word) in str(caught.value) for word in (manifest.path, *words))
+
+
+def test_a_missing_shard_is_an_error(copied):
+    copied.shard(2).unlink()
+    assert_check_names(copied, copied.shard(2), "does not exist")
+
+
+def test_a_shard_of_another_size_is_an_error(copied):
+    size = copied.shard(2).stat().st_size
+    with copied.shard(2).open("ab") as file:
+        file.write(b"\0")
+    assert_check_names(copied, copied.shard(2), size, size + 1)
+
+
+def test_a_missing_index_is_an_error(copied):
+    index_path(copied.shard(0)).unlink()
+    assert_check_names(copied, index_path(copied.shard(0)), "does not exist")
+
+
+def test_the_index_of_a_shard_of_another_length_is_an_error(copied):
+    shutil.copy(index_path(copied.shard(1)), index_path(copied.shard(0)))
+    assert_check_names(copied, index_path(copied.shard(0)), "1 samples", 7)
+
+
+def test_wrong_numbers_of_samples_are_an_error(copied):
+    rewrite(copied, samples=[8, *copied.samples.tolist()[1:]])
+    assert_check_names(copied, index_path(copied.shard(0)), 7, 8)
+
+
+def test_a_damaged_index_is_an_error(copied):
+    path = index_path(copied.shard(3))
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        copied.check()
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_another_number_of_classes_is_an_error(train, num_classes):
+    with pytest.raises(DataError, match=rf"{train.path}: 3 classes, but model.num_classes is {num_classes}"):
+        train.check_labels(num_classes)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 10])
+def test_labels_out_of_range_are_an_error(write_tar, tmp_path, label):
+    members = [("a.jpg", b""), ("a.cls", b"0"), ("b.jpg", b""), ("b.cls", str(label).encode())]
+    listed = list_shards([write_tar("shard.tar", members)], tmp_path / "list.json", [])
+    with pytest.raises(DataError, match=rf"{tmp_path}/shard.tar: labels .*{label}.*model.num_classes 3 .*0..2"):
+        listed.check_labels(3)
+
+
+def test_labels_in_range_pass(train, write_tar, tmp_path):
+    train.check_labels(3)
+    empty = list_shards([write_tar("empty.tar", [])], tmp_path / "list.json", [])
+    empty.check_labels(1)
+    assert empty.num_samples == 0
+
+
+def test_samples_are_counted_in_64_bits(tmp_path):
+    two = document(urls=["a", "b"], samples=[2**40, 2**41], bytes=[1, 1], sha256=["x", "y"])
+    (tmp_path / "big.json").write_text(json.dumps(two))
+    manifest = read_manifest(tmp_path / "big.json")
+    assert manifest.samples.dtype == np.int64
+    assert manifest.num_samples == 2**40 + 2**41

@@ -1,0 +1,155 @@
+"""A run directory has one owner and one recipe."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from vitscale import recipe
+from vitscale.errors import RecipeError
+from vitscale.rundir import RunDir, replace_text
+
+OWNER = """
+import sys
+from vitscale import recipe
+from vitscale.rundir import RunDir
+run = RunDir(recipe.load(sys.argv[1], sys.argv[2:]))
+run.claim()
+print("mine", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def start_owner(write_recipe, tmp_path):
+    """Start another process that owns the run directory of the small recipe."""
+    started = []
+
+    def start():
+        command = [sys.executable, "-c", OWNER, str(write_recipe()), f"runs={tmp_path / 'runs'}"]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == "mine\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_other_processes_are_refused_and_told_who_owns_it(config, start_owner):
+    owner = start_owner()
+    for _ in range(2):
+        with pytest.raises(RecipeError, match=rf"in use by process {owner.pid} on .*name="):
+            RunDir(config()).claim()
+
+
+def test_asking_whether_it_is_free_does_not_take_it(config, start_owner):
+    RunDir(config()).check_free()
+    owner = start_owner()
+    with pytest.raises(RecipeError, match=f"process {owner.pid} "):
+        RunDir(config()).check_free()
+    owner.kill()
+    owner.wait()
+    RunDir(config()).check_free()
+    start_owner()
+
+
+def test_a_killed_owner_leaves_the_directory_free(config, start_owner):
+    killed = start_owner()
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    owner = start_owner()
+    assert (RunDir(config()).path / "owner").read_text() == f"process {owner.pid} on {socket.gethostname()}\n"
+
+
+def started(config, *overrides):
+    """A run directory in which a run with these overrides was started."""
+    cfg = config(*overrides)
+    run = RunDir(cfg)
+    run.path.mkdir(parents=True)
+    run.recipe.write_text(recipe.dump(cfg))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.global_batch=16", "train.global_batch was 8, is 16"),
+        ("optim.lr=2e-3", "optim.lr was 0.001, is 0.002"),
+        ("seed=1", "seed was 0, is 1"),
+        ("data.augment.flip=false", "data.augment.flip was True, is False"),
+        ("init.from=models:/b@c", "init.from was models:/a@b, is models:/b@c"),
+        ("train.total.epochs=3", "train.total.epochs was 2"),
+    ],
+)
+def test_another_recipe_is_refused_with_both_values(config, override, said):
+    run = started(config, "init.from=models:/a@b")
+    with pytest.raises(RecipeError) as caught:
+        run.check(config("init.from=models:/a@b", override))
+    assert said in str(caught.value)
+    assert str(run.recipe) in str(caught.value)
+
+
+def test_all_differences_are_named(config):
+    with pytest.raises(RecipeError, match=r"seed was 0, is 1; .*optim.lr was 0.001, is 0.1"):
+        started(config).check(config("seed=1", "optim.lr=0.1"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hardware={zero_stage: 3, micro_batch: 1, precision: fp32}",
+        "eval.every.steps=1",
+        "checkpoint={every: {steps: 3}, keep: 5}",
+        "tracking.uri=http://elsewhere",
+        "publish={name: a, alias: b}",
+        "data.train.manifest=moved/train.json",
+        "data.train.samples=20",
+    ],
+)
+def test_what_does_not_change_the_result_may_change(config, override):
+    started(config).check(config(override))
+
+
+def test_an_empty_directory_takes_any_recipe(config):
+    RunDir(config()).check(config("seed=5"))
+
+
+def test_status_is_kept_and_added_to(config):
+    run = started(config)
+    assert run.status == {}
+    run.write_status("running", step=3)
+    run.write_status("finished", model=None)
+    assert run.status == {"state": "finished", "step": 3, "model": None}
+
+
+def test_a_reader_sees_the_old_or_the_new_text_never_a_part(tmp_path):
+    path, texts = tmp_path / "file", [letter * 300_000 for letter in "ab"]
+    replace_text(path, texts[0])
+    stop, torn = threading.Event(), []
+
+    def read():
+        while not stop.is_set():
+            if (found := path.read_text()) not in texts:
+                torn.append(len(found))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(40):
+        replace_text(path, texts[turn % 2])
+    stop.set()
+    reader.join()
+    assert torn == []
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_text(tmp_path):
+    path = tmp_path / "file"
+    replace_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        replace_text(path, "new \ud800")
+    assert path.read_text() == "old"
