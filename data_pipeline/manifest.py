@@ -61,6 +61,15 @@ class Manifest:
                 f"{self.path}: {index_path(shard)} has {len(rows)} samples, the manifest says {self.samples[number]}; {rebuild}"
             )
 
+    def check_classes(self, expected: Sequence[str], whose: str) -> None:
+        """Label 3 means the same here and there; sets without names are trusted."""
+        if expected and self.classes and list(expected) != list(self.classes):
+            other = next((pair for pair in zip(self.classes, expected, strict=False) if pair[0] != pair[1]), ("more", "fewer"))
+            raise DataError(
+                f"{self.path}: its classes are not those of {whose} (first difference: {other[0]!r} here, {other[1]!r} there); "
+                "labels would mean different things; rebuild it with the same class folders"
+            )
+
     def check_labels(self, num_classes: int) -> None:
         """The class list and every label fit a head of `num_classes`."""
         if self.classes and len(self.classes) != num_classes:

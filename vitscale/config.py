@@ -55,7 +55,12 @@ class ModelConfig(Section):
             return values
         if name != "custom" and name not in ZOO:
             raise ValueError(f"unknown model name {name!r}; allowed: custom, {', '.join(ZOO)}")
-        return {**ZOO.get(name, {}), **values}
+        size = ZOO.get(name, {})
+        if differing := [key for key, value in size.items() if values.get(key, value) != value]:
+            own = ", ".join(f"{key} {size[key]}" for key in differing)
+            given = ", ".join(f"{key}: {values[key]}" for key in differing)
+            raise ValueError(f"model {name} has {own}, and {given} is given beside it; use name: custom for other sizes")
+        return {**size, **values}
 
     @model_validator(mode="after")
     def shapes_fit(self) -> Self:
@@ -125,7 +130,7 @@ class OptimConfig(Section):
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
     """sgd: decay of the velocity"""
     weight_decay: float = Field(0.0, ge=0.0)
-    """on matrices only: not on biases, norms, tokens and position embeddings"""
+    """on matrices only, not on biases, norms, tokens and position embeddings; adamw: decoupled, sgd: added to the gradient"""
     clip_norm: float = Field(1.0, ge=0.0)
     """largest global norm of the gradient; 0 = no clipping"""
     schedule: ScheduleConfig = ScheduleConfig()

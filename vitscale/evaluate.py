@@ -50,6 +50,7 @@ def evaluate_alone(pretrained: Pretrained, manifest: str, batch: int) -> dict[st
     info = pretrained.info
     shards.manifest.check()
     shards.manifest.check_labels(info.model.num_classes)
+    shards.manifest.check_classes(info.classes, "the model")
     threads = len(os.sched_getaffinity(0))
     batches = eval_loader(shards, info, info.model.image_size, batch, rank=0, ranks=1, threads=threads, pin=False)
     return summarise(count_all(pretrained.model, batches, info, torch.float32, torch.device("cpu")))

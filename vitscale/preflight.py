@@ -15,27 +15,28 @@ IMAGE_BYTES = 110_000  # of an ImageNet JPEG; used where the manifest does not t
 
 def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> Origin | None:
     """Raise the first thing that would make this run fail; fetch the weights that `init.from` names."""
-    check_launch(cfg, environ)
-    grad_accum(cfg, ranks)
+    check_launch(cfg, ranks, environ)
     run = RunDir(cfg)
     run.check(cfg)
     train = check_source(cfg, "train")
     check_loader_memory(cfg, train, ranks)
     if cfg.data.val:
-        check_source(cfg, "val")
+        check_source(cfg, "val").check_classes(train.classes, "data.train")
     if cfg.init is None:
         return None
     return fetch_init(cfg.init, cfg.model, run.init, tracking_uri(cfg.tracking, cfg.runs))
 
 
-def check_launch(cfg: RunConfig, environ: Mapping[str, str]) -> None:
-    """The launcher's settings do not contradict the recipe; `no` is what accelerate always sets, so it counts as unset."""
-    found = {
-        "hardware.precision": (environ.get("ACCELERATE_MIXED_PRECISION", "no"), cfg.hardware.precision),
-        "hardware.zero_stage": (environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "no"), str(cfg.hardware.zero_stage)),
-    }
-    for key, (launched, wanted) in found.items():
-        if launched not in ("no", wanted):
+def check_launch(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> None:
+    """The launcher's settings do not contradict the recipe. Accelerate always sets precision `no` and accumulation 1."""
+    settings = [
+        ("hardware.precision", "ACCELERATE_MIXED_PRECISION", "no", cfg.hardware.precision),
+        ("hardware.zero_stage", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "no", cfg.hardware.zero_stage),
+        ("gradient accumulation", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", grad_accum(cfg, ranks)),
+    ]
+    for key, variable, unset, wanted in settings:
+        launched = environ.get(variable, unset)
+        if launched not in (unset, str(wanted)):
             raise LaunchError(
                 f"{key}: the recipe says {wanted}, the accelerate launch settings say {launched}; remove the setting from the "
                 "command or accelerate config, the recipe decides"

@@ -1,7 +1,7 @@
 """YAML -> RunConfig: `extends`, dotted overrides, strict scalars, and back.
 
-Scalars follow YAML 1.2's core schema (1e-3 is a number, `no` a string, 010 is ten), with `_` between digits; a key given
-twice is an error. Every value remembers the file and line that set it, for the messages.
+Scalars follow YAML 1.2's core schema (1e-3 is a number, `no` a string, 010 is ten), with `_` between digits and without
+hexadecimal and octal; a key given twice is an error. Every value remembers the file and line that set it, for the messages.
 """
 
 import difflib

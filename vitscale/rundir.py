@@ -19,7 +19,7 @@ class RunDir:
     """Paths of a run directory, and its status."""
 
     def __init__(self, cfg: RunConfig) -> None:
-        self.path = Path(cfg.runs).absolute() / cfg.name
+        self.path = Path(cfg.runs).expanduser().absolute() / cfg.name
         self.checkpoints = self.path / "checkpoints"
         self.recipe = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"

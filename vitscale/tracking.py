@@ -29,7 +29,7 @@ PARAM_LENGTH = 6000
 def tracking_uri(config: TrackingConfig | None, runs: str | Path) -> str:
     """The recipe's server, else MLFLOW_TRACKING_URI, else SQLite at an absolute path under the runs folder."""
     stated = config.uri if config else None
-    return stated or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(runs).absolute() / 'mlflow.db'}"
+    return stated or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(runs).expanduser().absolute() / 'mlflow.db'}"
 
 
 def connect(uri: str, create: bool = True) -> Any:
@@ -223,11 +223,12 @@ def sync(path: Path) -> str:
     cfg = recipe.load(path / "recipe.yaml")
     cfg = cfg.model_copy(update={"runs": str(path.absolute().parent), "name": path.absolute().name})
     run, uri = RunDir(cfg), tracking_uri(cfg.tracking, cfg.runs)
+    run.check_free()  # a training sends its history itself
     try:
         client = connect(uri)
         run_id = start_run(client, cfg, run, parent_run_id(run))
         send(client, run)
-        client.set_terminated(run_id, {"finished": "FINISHED", "failed": "FAILED"}.get(run.status.get("state", ""), "KILLED"))
+        client.set_terminated(run_id, "FINISHED" if run.status.get("state") == "finished" else "KILLED")
     except Exception as error:
         raise TrackingError(f"MLflow at {uri}: {error}; nothing is lost, try again when it is back") from error
     return run_id

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from vitscale.config import HardwareConfig
+from vitscale.errors import LaunchError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -136,6 +137,8 @@ class Reduction:
 
 def choose_device(hardware: HardwareConfig) -> str:
     """`cpu` or `cuda`."""
+    if hardware.device == "cuda" and not torch.cuda.is_available():
+        raise LaunchError("hardware.device: cuda, but torch sees no GPU here; use cpu or auto, or a torch built for CUDA")
     if hardware.device != "auto":
         return hardware.device
     return "cuda" if torch.cuda.is_available() else "cpu"

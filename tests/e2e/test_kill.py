@@ -1,4 +1,4 @@
-"""Kill a training in the middle, start it again: nothing is left behind, and the end is that of an undisturbed run, bit by bit."""
+"""Kill a training in the middle, start it again: nothing is left behind, and it ends as an undisturbed run, bit by bit."""
 
 import json
 import os

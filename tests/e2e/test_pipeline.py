@@ -65,9 +65,7 @@ def test_validation_counts_every_held_out_image(workplace: Path) -> None:
 def test_the_published_models_are_the_last_checkpoints(workplace: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{workplace}/runs/mlflow.db"
     for alias, name in (("pretrained", "digits-pretrain"), ("champion", "digits-finetune")):
-        done = vitscale(
-            "pull", f"models:/digits-vit@{alias}", "--to", tmp_path / alias, cwd=tmp_path, MLFLOW_TRACKING_URI=uri
-        )
+        done = vitscale("pull", f"models:/digits-vit@{alias}", "--to", tmp_path / alias, cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
         assert done.returncode == 0, done.stderr
         assert verify(tmp_path / alias) == []
         mine = (newest(workplace, name) / "weights.safetensors").read_bytes()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from vitscale.config import ModelConfig
 from vitscale.model.vit import PatchEmbed, ViT
+from vitscale.model.zoo import ZOO
 
 SIZES = {"patch_size": 4, "width": 24, "depth": 3, "num_heads": 3, "mlp_dim": 40, "image_size": 12, "num_classes": 5}
 
@@ -133,7 +134,7 @@ def test_equal_architectures_have_equal_tensors_but_for_head_and_positions(chang
 def base():
     """As initialised: one block of ViT-B/16 with the pretraining head."""
     torch.manual_seed(0)
-    return ViT(ModelConfig(name="vit-b16", depth=1, representation_size=768, num_classes=100, head_bias=-10.0))
+    return ViT(ModelConfig(**{**ZOO["vit-b16"], "depth": 1}, representation_size=768, num_classes=100, head_bias=-10.0))
 
 
 def assert_distribution(tensor, distribution):

@@ -52,7 +52,7 @@ def shards(tmp_path):
         return file.getvalue()
 
     images = [Item(f"image{n}", "png", n % 3, lambda n=n: png(n)) for n in range(24)]
-    return build(Collection(images, ["a", "b", "c"]), tmp_path / "shards", 4 / 24, [12, 8], seed=0)
+    return build(Collection(images, ["cat", "dog", "owl"]), tmp_path / "shards", 4 / 24, [12, 8], seed=0)
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,14 @@ def test_impossible_models_are_refused(changes, said):
         ModelConfig(**{**SIZES, **changes})
 
 
-def test_a_name_fills_in_the_sizes_and_the_recipe_may_change_them():
-    model = ModelConfig(name="vit-l16", depth=3)
-    assert (model.width, model.num_heads, model.mlp_dim, model.patch_size, model.depth) == (1024, 16, 4096, 16, 3)
+def test_a_name_fills_in_the_sizes():
+    model = ModelConfig(name="vit-l16", depth=24)
+    assert (model.width, model.num_heads, model.mlp_dim, model.patch_size, model.depth) == (1024, 16, 4096, 16, 24)
+
+
+def test_a_size_that_is_not_the_names_is_refused():
+    with pytest.raises(ValidationError, match=r"vit-l16 has depth 24, and depth: 3 is given beside it; use name: custom"):
+        ModelConfig(name="vit-l16", depth=3)
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -26,12 +26,13 @@ def test_a_sound_run_passes(sound):
     [
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "hardware.precision", ("bf16", "fp16")),
         ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "hardware.zero_stage", ("1", "3")),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "16"}, "gradient accumulation", ("1", "16")),
         ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "a DeepSpeed config file", ("recipe",)),
     ],
 )
 def test_launch_settings_that_contradict_the_recipe_are_named_with_it(config, found, key, values):
     with pytest.raises(LaunchError) as caught:
-        check_launch(config(), {**ACCELERATE, **found})
+        check_launch(config(), 1, {**ACCELERATE, **found})
     assert all(word in str(caught.value) for word in (key, *values))
 
 
@@ -43,16 +44,17 @@ def test_launch_settings_that_contradict_the_recipe_are_named_with_it(config, fo
         {**ACCELERATE, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "no"},
         {**ACCELERATE, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
         {**ACCELERATE, "ACCELERATE_MIXED_PRECISION": "bf16"},
+        {**ACCELERATE, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"},
         {"RANK": "0"},
     ],
 )
 def test_unset_and_equal_launch_settings_are_fine(config, environ):
-    check_launch(config(), environ)
+    check_launch(config(), 1, environ)
 
 
 def test_accelerate_without_ranks_is_told_what_to_add(config):
     with pytest.raises(LaunchError, match=r"without a rank.*--use_deepspeed.*vitscale train"):
-        check_launch(config(), {"ACCELERATE_MIXED_PRECISION": "no"})
+        check_launch(config(), 1, {"ACCELERATE_MIXED_PRECISION": "no"})
 
 
 def test_ranks_that_do_not_fit_are_found(sound):

@@ -34,7 +34,9 @@ def checkpoint(config, tmp_path):
 
 
 def fetch(source, folder):
-    return fetch_init(InitConfig(source=str(source)), ModelConfig(**SIZES), folder, "sqlite:///never-asked.db")
+    return fetch_init(
+        InitConfig.model_validate({"from": str(source)}), ModelConfig(**SIZES), folder, "sqlite:///never-asked.db"
+    )
 
 
 def test_a_checkpoint_is_copied_whole_and_its_origin_noted(checkpoint, tmp_path):

@@ -194,3 +194,10 @@ def test_samples_are_counted_in_64_bits(tmp_path):
     manifest = read_manifest(tmp_path / "big.json")
     assert manifest.samples.dtype == np.int64
     assert manifest.num_samples == 2**40 + 2**41
+
+
+def test_classes_in_another_order_are_another_set(train):
+    train.check_classes(train.classes, "the model")
+    train.check_classes([], "a set without names")
+    with pytest.raises(DataError, match="not those of the model"):
+        train.check_classes(list(reversed(train.classes)), "the model")
