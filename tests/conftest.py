@@ -101,3 +101,16 @@ def launch(script: Path, procs: int, *words: str | Path) -> subprocess.Completed
     return subprocess.run(
         command, capture_output=True, text=True, env=clean_environment(), timeout=LAUNCH_TIMEOUT_S, check=False
     )
+
+
+def processes_naming(text: str) -> list[int]:
+    """Processes that have this on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if text.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:  # it has just ended
+                continue
+    return found

@@ -117,9 +117,8 @@ def report(done: list[Stage], champion: str, uri: str, seconds: float) -> None:
         metrics = run.status["metrics"]
         model = run.status["model"] or "not published"
         say(f"{stage.title:<54}{metrics['eval/top1']:>8.4f}{metrics['speed/images_per_s']:>10,.0f}  {model}")
-    say(
-        f"{clock(seconds)} in all. MLflow page: mlflow server --backend-store-uri {uri} --port 5001, then http://127.0.0.1:5001"
-    )
+    mlflow = Path(sys.executable).with_name("mlflow")
+    say(f"{clock(seconds)} in all. MLflow page: {mlflow} server --backend-store-uri {uri} --port 5001; http://127.0.0.1:5001")
     pretrain, finetune = (run.status["metrics"]["eval/top1"] for _, run in rows[:2])
     summary = {
         "pretrain_top1": round(pretrain, 4),

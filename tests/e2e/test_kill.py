@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Tiny, clean_environment, make_tiny, vitscale
+from conftest import Tiny, clean_environment, make_tiny, processes_naming, vitscale
 
 LONG = "train.total.steps=120"  # long enough to be met in the middle
 DEADLINE_S = 120
@@ -42,15 +42,7 @@ def wait_for_checkpoint(tiny: Tiny, process: subprocess.Popen) -> None:
 
 def workers(tiny: Tiny) -> list[int]:
     """Processes that have this run's recipe on their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if str(tiny.recipe).encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
+    return processes_naming(str(tiny.recipe))
 
 
 def assert_same_end(tiny: Tiny, undisturbed: Tiny) -> None:
