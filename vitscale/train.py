@@ -127,13 +127,12 @@ def publish_last(cfg: RunConfig, run: RunDir, uri: str) -> str:
     """The newest checkpoint into the registry; returns the URI under its alias."""
     assert cfg.publish
     try:
+        if not run.mlflow_run_id.exists():
+            raise TrackingError(f"MLflow at {uri} did not answer")
         publish.publish(complete(run.checkpoints)[-1], cfg.publish.name, cfg.publish.alias, uri, run.mlflow_run_id.read_text())
-    except USER_ERRORS:
-        raise
-    except Exception as error:  # MLflow's exceptions come with the scheme: REST, SQL, files
+    except TrackingError as error:
         raise TrackingError(
-            f"publish: MLflow at {uri}: {' '.join(str(error).split())}; the run is complete and nothing is lost, start it "
-            "again to publish"
+            f"publish: {error}; the training is complete and nothing is lost, start it again to publish"
         ) from error
     return f"models:/{cfg.publish.name}@{cfg.publish.alias}"
 

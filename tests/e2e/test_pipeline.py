@@ -119,3 +119,18 @@ def open_image(path: Path):
     from PIL import Image
 
     return Image.open(path)
+
+
+def test_a_server_that_is_away_costs_no_training_and_the_next_start_publishes(workplace: Path) -> None:
+    words = ("train", "recipes/demo/pretrain.yaml", "--procs", "2", *SHORT, "name=away", "publish.name=away", "eval.every=null")
+    away = vitscale(*words, "tracking.uri=http://127.0.0.1:9", cwd=workplace)
+    assert away.returncode == 1
+    assert "error: publish: MLflow at http://127.0.0.1:9 did not answer" in away.stderr and "Traceback" not in away.stderr
+    trained = newest(workplace, "away")
+    again = vitscale(*words, cwd=workplace)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert newest(workplace, "away") == trained
+    assert client(workplace).get_model_version_by_alias("away", "pretrained").run_id == run_id(workplace, "away")
+    history = client(workplace).get_metric_history(run_id(workplace, "away"), "train/loss")
+    lines = [json.loads(line) for line in (workplace / "runs/away/metrics.jsonl").read_text().splitlines()]
+    assert [m.step for m in history] == [line["step"] for line in lines if line["kind"] == "train"]
