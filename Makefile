@@ -41,4 +41,4 @@ constraints:
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 clean:
-	rm -rf .venv runs dist build
+	rm -rf .venv dist build

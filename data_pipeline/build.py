@@ -8,7 +8,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from data_pipeline.index import IMAGE_EXTENSIONS, index_path, scan, write_index
 from data_pipeline.manifest import Manifest, read_manifest, write_manifest
 
 DIGITS_SIDE = 64  # pixels; the scans are 8x8, enlarged so that a crop can be placed between their pixels
+
+
+NOT_BUILT: Mapping[str, str] = {}  # how a manifest of tars that were there already was built
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def _safe_key(path: Path) -> str:
 def build(
     collection: Collection, out: Path, val_fraction: float, shard_samples: Iterable[int], seed: int
 ) -> dict[str, Manifest]:
-    """Shuffle, split, write `train` and `val` shards under `out`; a split whose manifest checks is left as it is.
+    """Shuffle, split, write `train` and `val` shards under `out`; a split that was built so already is left as it is.
 
     `shard_samples` are the sizes of successive shards, the last repeated. The split depends on (seed, number of images) only.
     """
@@ -101,22 +104,48 @@ def build(
     duplicates = len(collection.images) - len({image.key for image in collection.images})
     if duplicates:
         raise DataError(f"{duplicates} images have the key of another after unsafe characters were replaced; rename them")
+    built = {
+        "images": _digest(collection),
+        "seed": str(seed),
+        "val_fraction": str(val_fraction),
+        "shard_samples": " ".join(map(str, sizes)),
+    }
     out.mkdir(parents=True, exist_ok=True)
+    _check_built(out, built)
     return {
-        name: _write_split(name, [collection.images[i] for i in numbers], collection.classes, out, sizes)
+        name: _write_split(name, [collection.images[i] for i in numbers], collection.classes, out, sizes, built)
         for name, numbers in splits.items()
         if len(numbers)
     }
 
 
-def _write_split(name: str, images: list[Item], classes: list[str], out: Path, sizes: list[int]) -> Manifest:
+def _digest(collection: Collection) -> str:
+    """Names which images these are, and their classes; not their pixels."""
+    lines = (f"{image.key}.{image.extension} {image.label}\n" for image in collection.images)
+    return hashlib.sha256("".join([*lines, *collection.classes]).encode()).hexdigest()
+
+
+def _check_built(out: Path, built: dict[str, str]) -> None:
+    """What is there was built in the same way: otherwise one split could hold images of the other."""
+    for path in (out / "train.json", out / "val.json"):
+        before = read_manifest(path).built if path.exists() else built
+        changed = [f"{key} was {before.get(key)}, is {value}" for key, value in built.items() if before.get(key) != value]
+        if changed:
+            raise DataError(f"{path}: was built otherwise ({'; '.join(changed)}); give another --out, or remove {out}")
+
+
+def _write_split(
+    name: str, images: list[Item], classes: list[str], out: Path, sizes: list[int], built: dict[str, str]
+) -> Manifest:
     path = out / f"{name}.json"
     if path.exists():
         manifest = read_manifest(path)
         manifest.check()
         return manifest
+    for leftover in out.glob(f"{name}*.partial"):  # of a build that was killed
+        leftover.unlink()
     shards = [_write_shard(out / f"{name}-{number:05d}.tar", part) for number, part in enumerate(_parts(images, sizes))]
-    return list_shards(shards, path, classes)
+    return list_shards(shards, path, classes, built)
 
 
 def _parts(images: list[Item], sizes: list[int]) -> Iterator[list[Item]]:
@@ -138,17 +167,23 @@ def _write_shard(shard: Path, images: list[Item]) -> Path:
     return shard
 
 
-def list_shards(shards: list[Path], manifest: Path, classes: list[str]) -> Manifest:
+def list_shards(shards: list[Path], manifest: Path, classes: list[str], built: Mapping[str, str] = NOT_BUILT) -> Manifest:
     """Index every shard and write the manifest: the way in for tars that another program wrote."""
     counts = [_index(shard) for shard in shards]
+    if not sum(counts):
+        raise DataError(f"{', '.join(map(str, shards))}: no samples in them; nothing to list")
     root = manifest.parent.absolute()
     listed = Manifest(
         manifest.absolute(),
-        [str(shard.absolute().relative_to(root)) if shard.absolute().is_relative_to(root) else str(shard) for shard in shards],
+        [
+            str(shard.absolute().relative_to(root)) if shard.absolute().is_relative_to(root) else str(shard.absolute())
+            for shard in shards
+        ],
         np.asarray(counts, np.int64),
         np.asarray([shard.stat().st_size for shard in shards], np.int64),
         [sha256(shard) for shard in shards],
         classes,
+        built,
     )
     write_manifest(listed)
     return listed

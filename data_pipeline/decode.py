@@ -20,7 +20,7 @@ def decode(image: bytes) -> np.ndarray:
             return simplejpeg.decode_jpeg(image, "RGB")
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            return np.array(_rgb(ImageOps.exif_transpose(opened)))
+            return np.array(to_rgb(opened))
     except Exception as error:  # for broken bytes Pillow also raises SyntaxError, struct.error, DecompressionBombError, ...
         raise ValueError(f"not a readable image ({error})") from error
 
@@ -33,10 +33,11 @@ def _may_turn(jpeg: bytes) -> bool:
     return jpeg[at : at + 2] == b"\xff\xe1"
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """`convert("RGB")`, but 16-bit grey keeps its upper byte instead of saturating, and Pillow need not warn of a palette."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright, and in RGB; 16-bit grey keeps its upper byte, where Pillow's `convert` would saturate."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if "transparency" in image.info:
+    if "transparency" in image.info:  # in two steps: Pillow warns of the direct one
         image = image.convert("RGBA")
     return image.convert("RGB")

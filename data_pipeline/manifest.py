@@ -1,19 +1,18 @@
 """The list of shards: one JSON file with columns, so that 400,000 shards stay cheap."""
 
 import hashlib
-import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, ValidationError
 
+from data_pipeline.config import Section
 from data_pipeline.errors import DataError
 from data_pipeline.index import index_path, read_index
-
-FORMAT = "vitscale-manifest-1"
-COLUMNS = ("urls", "samples", "bytes", "sha256")
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class Manifest:
     bytes: np.ndarray  # int64, by shard
     sha256: Sequence[str]
     classes: Sequence[str]
+    built: Mapping[str, str] = field(default_factory=dict)  # what `data build` made it from; {} = listed, not built
 
     @property
     def num_samples(self) -> int:
@@ -85,17 +85,38 @@ class Manifest:
                 )
 
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Shards(Section):
+    """The columns as they stand in the file."""
+
+    urls: list[str] = Field(min_length=1)
+    samples: list[Count]
+    bytes: list[Count]
+    sha256: list[str]
+
+
+class _File(Section):
+    """A manifest file."""
+
+    format: Literal["vitscale-manifest-1"] = "vitscale-manifest-1"
+    built: dict[str, str] = Field(default_factory=dict)
+    classes: list[str]
+    shards: _Shards
+
+
 def write_manifest(manifest: Manifest) -> None:
     """Write atomically: a manifest that exists is complete."""
-    shards = {
-        "urls": list(manifest.urls),
-        "samples": manifest.samples.tolist(),
-        "bytes": manifest.bytes.tolist(),
-        "sha256": list(manifest.sha256),
-    }
-    content = {"format": FORMAT, "classes": list(manifest.classes), "shards": shards}
+    shards = _Shards(
+        urls=list(manifest.urls),
+        samples=manifest.samples.tolist(),
+        bytes=manifest.bytes.tolist(),
+        sha256=list(manifest.sha256),
+    )
+    content = _File(built=dict(manifest.built), classes=list(manifest.classes), shards=shards)
     partial = manifest.path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.write_text(content.model_dump_json(indent=1) + "\n")
     partial.replace(manifest.path)
 
 
@@ -103,16 +124,16 @@ def read_manifest(path: str | Path) -> Manifest:
     """Read and check the form of a manifest (`Manifest.check` looks at the shards)."""
     path = Path(path).absolute()
     try:
-        content = json.loads(path.read_text())
-        shards = content["shards"] if content["format"] == FORMAT else {}
-        urls, samples, size, sha256 = (shards[name] for name in COLUMNS)
-        samples, size = np.asarray(samples, np.int64), np.asarray(size, np.int64)
-        lengths = {len(column) for column in (urls, samples, size, sha256)}
-        classes = content["classes"]
+        content = _File.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; write it with `vitscale data build` or `vitscale data index`") from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(f"{path}: not a {FORMAT} file ({error!r}); write it anew with `vitscale data index`") from error
-    if len(lengths) != 1 or not urls:
-        raise DataError(f"{path}: columns {', '.join(COLUMNS)} must be equally long and not empty; write it anew")
-    return Manifest(path, urls, samples, size, sha256, classes)
+    except (OSError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise DataError(f"{path}: not a manifest ({found}); write it anew with `vitscale data index`") from None
+    shards = content.shards
+    columns = (shards.urls, shards.samples, shards.bytes, shards.sha256)
+    if len({len(column) for column in columns}) != 1 or not sum(shards.samples):
+        raise DataError(f"{path}: its columns must be equally long and list at least one sample; write it anew")
+    samples, size = np.asarray(shards.samples, np.int64), np.asarray(shards.bytes, np.int64)
+    return Manifest(path, shards.urls, samples, size, shards.sha256, content.classes, content.built)

@@ -11,7 +11,7 @@ from vitscale.config import HardwareConfig
 from vitscale.errors import LaunchError
 from vitscale.orphan import die_with_parent
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def default_processes(hardware: HardwareConfig) -> int:
@@ -44,14 +44,16 @@ def check_port(port: int) -> None:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run to the end with this added to the environment, passing signals on; returns the exit status.
+    """Run to the end with this added to the environment; returns the exit status. Any stop signal goes on as SIGTERM,
+    which accelerate passes to its workers; of the others it dies.
 
     The processes die with this one.
     """
     process = subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=die_with_parent)
-    before = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in FORWARDED}
+    before = {number: signal.signal(number, lambda *_: process.terminate()) for number in STOP_SIGNALS}
     try:
-        return process.wait()
+        status = process.wait()
+        return status if status >= 0 else 128 - status  # a signal, as shells report it
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -56,23 +56,34 @@ def restore(run: RunDir, engine: Engine, data: str) -> TrainState:
     """
     world = engine.world
     with world.alone():
-        found = latest(run.checkpoints) if world.is_main else None
+        found = find(run.checkpoints, data) if world.is_main else None
     path = world.broadcast(found)
     if path is None:
         return TrainState(data=data)
     with world.alone():
         state = TrainState.parse((path / "state.json").read_text())
-        if state.data != data:
-            raise CheckpointError(
-                f"{path}: was trained on a manifest with digest {state.data[:12]}, data.train has {data[:12]}; give it the "
-                "same shards in the same order, or choose another name=... for a new run"
-            )
         _read_fragments(engine, path / "engine")
         engine.weights_changed(load_file(path / WEIGHTS))
         engine.num_updates = state.num_updates
     if not world.is_main:
         state.fingerprint = 0  # the stored value is the sum over ranks
     return state
+
+
+def find(checkpoints: Path, data: str) -> Path | None:
+    """The checkpoint to go on from. What killed saves left behind is removed."""
+    for leftover in checkpoints.glob(".step_*"):
+        shutil.rmtree(leftover)
+    path = latest(checkpoints)
+    if path is None:
+        return None
+    before = TrainState.parse((path / "state.json").read_text()).data
+    if before != data:
+        raise CheckpointError(
+            f"{path}: was trained on a manifest with digest {before[:12]}, data.train has {data[:12]}; give it the same shards "
+            "in the same order, or choose another name=... for a new run"
+        )
+    return path
 
 
 def latest(checkpoints: Path) -> Path | None:

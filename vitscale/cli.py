@@ -224,10 +224,11 @@ def train(path: str, overrides: list[str], procs: int, port: int = 0) -> int:
         raise LaunchError(f"--procs {procs}: at least one process is needed")
     cfg = recipe.load(path, overrides)
     check_port(port)
-    preflight.check(cfg, procs, {})
     run_dir = RunDir(cfg)
     run_dir.check_free()
-    if run_dir.status.get("state") == "finished":
+    preflight.check(cfg, procs, {})
+    published = f"models:/{cfg.publish.name}@{cfg.publish.alias}" if cfg.publish else run_dir.status.get("model")
+    if run_dir.status.get("state") == "finished" and run_dir.status["model"] == published:
         print(f"{cfg.name}: already finished at step {run_dir.status['step']:,}; nothing to do")
         return 0
     print(f"{cfg.name}: starting {procs} {'process' if procs == 1 else 'processes'}", flush=True)
@@ -335,7 +336,7 @@ def run_data_build(args: argparse.Namespace) -> int:
 def run_data_index(args: argparse.Namespace) -> int:
     from data_pipeline.build import list_shards
 
-    classes = args.classes.read_text().splitlines() if args.classes else []
+    classes = args.classes.read_text(errors="replace").splitlines() if args.classes else []
     manifest = list_shards(args.shards, args.out, classes)
     print(f"{manifest.path}: {manifest.num_samples:,} images in {len(manifest.urls)} shards")
     return 0

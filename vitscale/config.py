@@ -113,7 +113,7 @@ class ScheduleConfig(Section):
     warmup: Duration = Duration(steps=0)
     """linear from 0 to optim.lr"""
     end_lr: float = Field(0.0, ge=0.0)
-    """learning rate at the last step"""
+    """learning rate that the schedule ends at, just after the last step"""
 
 
 class OptimConfig(Section):

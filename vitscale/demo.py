@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from data_pipeline.stream import Shards
 from vitscale import publish
 from vitscale.cli import train
 from vitscale.errors import LaunchError
+from vitscale.orphan import die_with_parent
 from vitscale.progress import clock, say
 from vitscale.recipe import load
 from vitscale.rundir import RunDir
-from vitscale.tracking import tracking_uri
+from vitscale.tracking import sqlite_path, tracking_uri
 
 SHARD_SAMPLES = [400, 300, 250, 200, 150, 138]  # uneven on purpose
 VAL_FRACTION = 0.2
@@ -44,12 +46,16 @@ def demo(device: str, seed: int, runs: str) -> int:
     for stage in todo:
         if train(stage.recipe, stage.overrides, procs):
             raise LaunchError(f"demo: {stage.title}: training failed, see above; run the demo again to go on from where it was")
+        if RunDir(load(stage.recipe, stage.overrides)).status["state"] != "finished":
+            say("demo: stopped; run it again to go on from here")
+            return 130
     uri, name = tracking_uri(None, root), model_name(seed)
     champion = f"models:/{name}@champion"
     folder = root / "demo" / name
+    say(f"pulling {champion}")
     shutil.rmtree(folder, ignore_errors=True)
     publish.pull(champion, uri, folder)
-    say(f"pulled {champion} into {folder}; what it says of held-out images:")
+    say(f"it is in {folder}; what it says of held-out images:")
     for line in predict_some(val, folder, root / "demo" / "images"):
         say(f"  {line}")
     report(todo, champion, uri, time.monotonic() - began)
@@ -75,9 +81,9 @@ def stages(root: Path, device: str, seed: int) -> list[Stage]:
     """The three trainings, with names of their own for another seed."""
     suffix = f"-seed{seed}" if seed else ""
     common = [
-        f"runs={root}",
-        f"data.train.manifest={root}/data/digits/train.json",
-        f"data.val.manifest={root}/data/digits/val.json",
+        f"runs={json.dumps(str(root))}",
+        f"data.train.manifest={json.dumps(f'{root}/data/digits/train.json')}",
+        f"data.val.manifest={json.dumps(f'{root}/data/digits/val.json')}",
         f"seed={seed}",
         f"hardware.device={device}",
     ]
@@ -105,7 +111,10 @@ def predict_some(val: Manifest, model: Path, folder: Path) -> list[str]:
         paths.append(folder / f"{raw.key}-is-a-{val.classes[raw.label]}.jpg")
         paths[-1].write_bytes(raw.image)
     command = [sys.executable, "-m", "vitscale.cli", "predict", str(model), *map(str, paths)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=die_with_parent)
+    if done.returncode:
+        raise LaunchError(f"demo: `{shlex.join(command)}` failed, see above; run the demo again")
+    return done.stdout.splitlines()
 
 
 def report(done: list[Stage], champion: str, uri: str, seconds: float) -> None:
@@ -118,7 +127,8 @@ def report(done: list[Stage], champion: str, uri: str, seconds: float) -> None:
         model = run.status["model"] or "not published"
         say(f"{stage.title:<54}{metrics['eval/top1']:>8.4f}{metrics['speed/images_per_s']:>10,.0f}  {model}")
     mlflow = Path(sys.executable).with_name("mlflow")
-    say(f"{clock(seconds)} in all. MLflow page: {mlflow} server --backend-store-uri {uri} --port 5001; http://127.0.0.1:5001")
+    page = f"{mlflow} server --backend-store-uri '{uri}' --port 5001; http://127.0.0.1:5001" if sqlite_path(uri) else uri
+    say(f"{clock(seconds)} in all. MLflow page: {page}")
     pretrain, finetune = (run.status["metrics"]["eval/top1"] for _, run in rows[:2])
     summary = {
         "pretrain_top1": round(pretrain, 4),

@@ -16,7 +16,7 @@ class Duration(Section):
     """global batches"""
     samples: int | None = Field(None, ge=0)
     """images"""
-    epochs: float | None = Field(None, ge=0)
+    epochs: float | None = Field(None, ge=0, le=1e9)
     """passes over the training set"""
 
     @model_validator(mode="after")

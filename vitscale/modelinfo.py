@@ -43,7 +43,7 @@ def read_model_info(folder: Path) -> ModelInfo:
     """The `model.json` of a checkpoint or published model."""
     path = folder / FILE
     try:
-        return ModelInfo.model_validate_json(path.read_text())
+        return ModelInfo.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise ModelError(
             f"{folder}: no {FILE} in it, so it is not a model; give a checkpoint directory or a models:/ URI"

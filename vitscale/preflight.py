@@ -20,6 +20,11 @@ def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> Origin | No
     run.check(cfg)
     train = check_source(cfg, "train")
     check_loader_memory(cfg, train, ranks)
+    if cfg.train.total.to_steps(cfg.train.global_batch, train.num_samples) < 1:
+        raise RecipeError(
+            f"train.total: comes to no step of {cfg.train.global_batch} images ({train.num_samples} in an epoch); "
+            "make it longer"
+        )
     if cfg.data.val:
         check_source(cfg, "val").check_classes(train.classes, "data.train")
     if cfg.init is None:

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import load_file
 
 from data_pipeline.augment import eval_view
+from data_pipeline.decode import to_rgb
 from data_pipeline.mixing import normalise
 from vitscale.config import ModelConfig
 from vitscale.errors import ModelError
@@ -95,7 +96,7 @@ def eval_transform(info: ModelInfo) -> Callable[[Image.Image], torch.Tensor]:
     """What evaluation does to an image: resize, centre crop, normalise."""
 
     def transform(image: Image.Image) -> torch.Tensor:  # -> CHW
-        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))  # a copy: torch warns of read-only memory
+        pixels = np.array(to_rgb(image))  # a copy: torch warns of read-only memory
         view = eval_view(pixels, info.model.image_size, info.eval_crop, info.interpolation)
         return normalise(torch.from_numpy(np.ascontiguousarray(view))[None], info.mean, info.std)[0]
 

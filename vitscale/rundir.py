@@ -67,7 +67,10 @@ class RunDir:
     def status(self) -> dict[str, Any]:
         """`status.json`, or {} before the first."""
         path = self.path / "status.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            return json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):  # never written, or damaged: it is written anew
+            return {}
 
     def write_status(self, state: str, **values: Any) -> None:
         """`state` is starting, running, stopped or finished; one that dies stays running."""

@@ -12,12 +12,15 @@ def verify(path: Path) -> list[str]:
     problems = []
     try:
         lines = (path / SUMS).read_text().splitlines()
-    except OSError:
+    except FileNotFoundError:
         return [f"{SUMS} missing"]
-    if not lines:
+    except (OSError, UnicodeDecodeError) as error:
+        return [f"{SUMS} is not readable ({error})"]
+    sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+    if not sums:
         return [f"{SUMS} is empty"]
-    for line in lines:
-        expected, _, name = line.partition("  ")
+    problems += [f"{name} is not listed in {SUMS}" for name in _files(path) if name not in sums]
+    for name, expected in sums.items():
         if not (path / name).is_file():
             problems.append(f"{name} missing")
         elif sha256(path / name) != expected:
@@ -27,11 +30,17 @@ def verify(path: Path) -> list[str]:
 
 def write_sums(path: Path) -> None:
     """SHA256SUMS over every file below (the format of `sha256sum`), itself and all content flushed to disk."""
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != SUMS)
+    files = [path / name for name in _files(path)]
     for file in files:
         fsync(file)
     (path / SUMS).write_text("".join(f"{sha256(file)}  {file.relative_to(path)}\n" for file in files))
     fsync(path / SUMS)
+
+
+def _files(path: Path) -> list[str]:
+    """The names of all files below but the sums themselves and hidden ones, sorted."""
+    found = (file for file in path.rglob("*") if file.is_file() and file.name != SUMS and not file.name.startswith("."))
+    return sorted(str(file.relative_to(path)) for file in found)
 
 
 def sha256(path: Path) -> str:

@@ -21,6 +21,7 @@ from vitscale.rundir import RunDir, replace_text
 
 SEND_EVERY_S = 3.0
 CLOSE_WITHIN_S = 30.0
+STOP_WITHIN_S = 10.0  # after a stop signal: launchers kill 30 s after it
 BATCH = 500  # metrics in one request; MLflow's limit is 1,000
 PARAM_BATCH = 100  # MLflow's limit
 PARAM_LENGTH = 6000
@@ -47,7 +48,7 @@ def connect(uri: str, create: bool = True) -> Any:
     import mlflow
 
     for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     if store:
         store.parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri)
@@ -108,10 +109,11 @@ class Tracker:
         self._active = False
         self._log.close()
         self._stop.set()
-        self._thread.join(CLOSE_WITHIN_S)
+        within = CLOSE_WITHIN_S if status == "FINISHED" else STOP_WITHIN_S
+        self._thread.join(within)
         try:
             if self._thread.is_alive() or self._error:
-                raise TrackingError(self._error or f"no answer within {CLOSE_WITHIN_S:.0f} s")
+                raise TrackingError(self._error or f"no answer within {within:.0f} s")
             connect(self.uri).set_terminated(self._run.mlflow_run_id.read_text(), status)
         except Exception as error:  # whatever MLflow raises, the training is done and its history is on disk
             say(
@@ -167,9 +169,9 @@ def start_run(client: Any, cfg: RunConfig, run: RunDir, parent_run_id: str | Non
     experiment = experiment_id(client, cfg.tracking.experiment, tracking_uri(cfg.tracking, cfg.runs))
     tags = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
     run_id = client.create_run(experiment, run_name=cfg.name, tags=tags).info.run_id
+    replace_text(run.mlflow_run_id, run_id)
     _log_params(client, run_id, cfg)
     client.log_artifact(run_id, str(run.recipe))
-    replace_text(run.mlflow_run_id, run_id)
     return run_id
 
 

@@ -1,14 +1,19 @@
 """The entry of every training process: `accelerate launch ... -m vitscale.train RECIPE [a.b=c ...]`."""
 
 import os
+import signal
 import sys
 
-if __name__ == "__main__":  # first of all: the imports below take seconds in which the launcher may be killed
+if __name__ == "__main__":  # first of all: the imports below take seconds in which much can happen
     from vitscale.orphan import die_with_parent
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher too, which ends us in good order
     if "RANK" in os.environ:
         die_with_parent()
+    if os.environ.get("RANK", "0") == "0":
+        print("loading torch and deepspeed", flush=True)
 
+import torch
 from safetensors.torch import load_file
 
 from data_pipeline.loader import Loader, eval_loader, train_loader
@@ -35,6 +40,7 @@ from vitscale.world import OtherRankFailedError, World
 def main(cfg: RunConfig) -> None:
     """Run a recipe from where it stands to its end. Call on every rank."""
     with World(cfg.hardware, cfg.seed) as world:
+        say(f"{cfg.name}: {world.size} {'process is' if world.size == 1 else 'processes are'} up", world.is_main)
         run, origin = open_run(cfg, world)
         train, val = Shards(read_manifest(cfg.data.train.manifest)), build_val_loader(cfg, world)
         cadence = Cadence.of(cfg, len(train))
@@ -115,12 +121,17 @@ def announce(cfg: RunConfig, state: TrainState, cadence: Cadence, engine: Engine
 def finish(cfg: RunConfig, run: RunDir, tracker: Tracker, state: TrainState, finished: bool) -> None:
     """Close the history, publish where the recipe asks for it, and write down how it ended. Rank 0 only."""
     metrics = last_metrics(run.metrics)
-    tracker.close("FINISHED" if finished else "KILLED")
-    model = publish_last(cfg, run, tracker.uri) if finished and cfg.publish else None
-    run.write_status("finished" if finished else "stopped", step=state.step, model=model, metrics=metrics)
+    if not finished:  # first of all: whoever asked for the stop may not wait long
+        run.write_status("stopped", step=state.step, metrics=metrics)
+        say(f"{cfg.name}: stopped at step {state.step:,}")
+        tracker.close("KILLED")
+        return
+    tracker.close("FINISHED")
+    model = publish_last(cfg, run, tracker.uri) if cfg.publish else None
+    run.write_status("finished", step=state.step, model=model, metrics=metrics)
     top1 = f", top-1 {metrics['eval/top1']:.4f}" if "eval/top1" in metrics else ""
     published = f"; published as {model}" if model else ""
-    say(f"{cfg.name}: {'finished' if finished else 'stopped'} at step {state.step:,}{top1}{published}")
+    say(f"{cfg.name}: finished at step {state.step:,}{top1}{published}")
 
 
 def publish_last(cfg: RunConfig, run: RunDir, uri: str) -> str:
@@ -144,8 +155,12 @@ def run_from_command_line() -> None:
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
-    except OtherRankFailedError:
-        sys.exit(1)  # that rank says what happened
+    except (OtherRankFailedError, torch.distributed.DistBackendError):
+        sys.exit(1)  # another rank is gone; it, or the launcher, says what happened
+    except RuntimeError as error:
+        if "gloo" not in str(error):  # gloo says in this way that another rank is gone
+            raise
+        sys.exit(1)
 
 
 if __name__ == "__main__":

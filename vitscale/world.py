@@ -65,9 +65,6 @@ class World:
         """CPU cores of this machine for each of its ranks."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
-    def barrier(self) -> None:
-        dist.barrier()
-
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank; small and of plain Python types."""
         box = [value]

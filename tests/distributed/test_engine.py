@@ -24,6 +24,7 @@ def test_resume_is_bit_exact_at_every_stage_and_precision(tiny: Tiny, tmp_path: 
     assert sorted(found) == sorted(LAYOUTS)
     for name, run in found.items():
         assert run["same_bits"], name
+        assert run["fingerprints"][0] == run["fingerprints"][1], name
         assert run["resumed_losses"] == run["losses"][3:], name
     for precision, tolerance in (("fp32", 1e-5), ("bf16", 2e-2)):
         stages = np.array([found[f"{stage}-{precision}"]["losses"] for stage in (1, 2, 3)])

@@ -15,7 +15,7 @@ from vitscale import recipe
 from vitscale.checkpoint import complete, restore, save
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
-from vitscale.loop import Cadence, Losses, train_step, validate
+from vitscale.loop import Cadence, Losses, total_fingerprint, train_step, validate
 from vitscale.model.vit import ViT
 from vitscale.modelinfo import WEIGHTS
 from vitscale.state import TrainState
@@ -81,7 +81,7 @@ def exact(base: RunConfig, world: World) -> dict:
                 "losses": losses,
                 "resumed_losses": resumed.go(STOP_AT),
                 "same_bits": whole.digest() == resumed.digest(),
-                "same_samples": whole.state.fingerprint == resumed.state.fingerprint % 2**64 or world.size > 1,
+                "fingerprints": [total_fingerprint(training.state, training.engine) for training in (whole, resumed)],
             }
             resumed.close()
     return found

@@ -31,6 +31,7 @@ def refuse(tiny: Tiny, *words: str, procs: int = 2, naming: list[str]) -> None:
         ("data.mix_group=5", ["mix_group", "5", "24"]),
         ("model.num_classes=7", ["10 classes", "num_classes is 7"]),
         ("train.total={steps: 5, epochs: 2}", ["train.total", "steps, epochs given"]),
+        ("train.total.epochs=0.01", ["train.total", "no step of 48 images"]),
         ("init.from=models:/nobody@champion", ["no MLflow store at", "MLFLOW_TRACKING_URI"]),
         ("init.from=no/such/checkpoint", ["no/such/checkpoint", "no such directory"]),
         ("data.train.samples=401", ["data.train.samples", "401", "400"]),

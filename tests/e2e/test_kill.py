@@ -78,10 +78,11 @@ def test_kill_9_and_start_again_ends_with_the_same_bits(tiny: Tiny, undisturbed:
     assert_same_end(tiny, undisturbed)
 
 
-def test_sigterm_stops_in_good_order_and_the_next_start_goes_on(tiny: Tiny, undisturbed: Tiny) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_stops_in_good_order_and_the_next_start_goes_on(tiny: Tiny, undisturbed: Tiny, number: int) -> None:
     process = start(tiny)
     wait_for_checkpoint(tiny, process)
-    process.terminate()
+    process.send_signal(number)
     assert process.wait(DEADLINE_S) == 0, log(tiny).read_text()
     status = tiny.status()
     assert status["state"] == "stopped" and 0 < status["step"] < 120

@@ -153,10 +153,11 @@ def gone(pid):
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_a_signal_is_passed_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_stop_signal_is_passed_on_as_the_one_that_launchers_pass_on(tmp_path, number):
     parent, child = start_parent(tmp_path / "pid")
-    parent.terminate()
-    assert parent.communicate(timeout=20)[0] == f"{-signal.SIGTERM}\n"  # what the child died of
+    parent.send_signal(number)
+    assert parent.communicate(timeout=20)[0] == f"{128 + signal.SIGTERM}\n"  # what the child died of
     assert gone(child)
 
 

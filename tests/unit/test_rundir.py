@@ -153,3 +153,12 @@ def test_a_write_that_fails_leaves_the_old_text(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         replace_text(path, "new \ud800")
     assert path.read_text() == "old"
+
+
+def test_a_status_that_is_damaged_does_not_stop_the_run(config):
+    run = RunDir(config())
+    run.write_status("stopped", step=3)
+    (run.path / "status.json").write_text("")
+    assert run.status == {}
+    run.write_status("running")
+    assert run.status == {"state": "running"}

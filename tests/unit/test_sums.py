@@ -59,3 +59,12 @@ def test_sums_that_list_nothing_vouch_for_nothing(folder):
 
 def test_a_folder_that_is_not_there_is_not_sound(tmp_path):
     assert verify(tmp_path / "gone")
+
+
+def test_sums_that_are_not_text_and_files_that_are_not_listed_are_found(tmp_path):
+    (tmp_path / "a").write_text("a")
+    write_sums(tmp_path)
+    (tmp_path / "b").write_text("b")
+    assert verify(tmp_path) == ["b is not listed in SHA256SUMS"]
+    (tmp_path / SUMS).write_bytes(b"\xff\xfe")
+    assert "SHA256SUMS is not readable" in verify(tmp_path)[0]

@@ -90,10 +90,30 @@ def test_another_seed_gives_another_split(built, image_folder, tmp_path, in_shar
 def test_a_complete_split_is_left_untouched(image_folder, tmp_path):
     first = build(folder(image_folder), tmp_path, 0.2, [7], seed=3)
     before = files(tmp_path), times(tmp_path)
-    again = build(Collection(folder(image_folder).images, ["other"]), tmp_path, 0.5, [2], seed=9)
+    again = build(folder(image_folder), tmp_path, 0.2, [7], seed=3)
     assert (files(tmp_path), times(tmp_path)) == before
     assert again["train"].digest == first["train"].digest
-    assert again["train"].classes == ["ant", "bee", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("val_fraction", "sizes", "seed", "said"),
+    [
+        (0.5, [7], 3, "val_fraction was 0.2, is 0.5"),
+        (0.2, [2], 3, "shard_samples was 7, is 2"),
+        (0.2, [7], 9, "seed was 3, is 9"),
+    ],
+)
+@pytest.mark.parametrize("lost", ["train.json", "val.json", None])
+def test_another_build_does_not_mix_with_what_is_there(image_folder, tmp_path, val_fraction, sizes, seed, said, lost):
+    build(folder(image_folder), tmp_path, 0.2, [7], seed=3)
+    if lost:
+        (tmp_path / lost).unlink()
+    before = files(tmp_path)
+    with pytest.raises(DataError, match=said):
+        build(folder(image_folder), tmp_path, val_fraction, sizes, seed)
+    with pytest.raises(DataError, match="images was"):
+        build(Collection(folder(image_folder).images, ["other"]), tmp_path, 0.2, [7], seed=3)
+    assert files(tmp_path) == before
 
 
 def test_a_split_without_manifest_is_written_anew(image_folder, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_pipeline.decode import decode
+from data_pipeline.decode import decode, to_rgb
 
 ORIENTATION = 0x0112
 
@@ -218,3 +218,10 @@ def test_a_broken_png_chunk_is_a_value_error(encode):
 def test_pixels_may_be_written_to(encode, picture, kind):
     """torch warns of, and may misuse, arrays that may not."""
     assert decode(encode(picture(9, 9), kind)).flags.writeable
+
+
+def test_a_model_at_prediction_sees_what_it_saw_in_training():
+    ramp = Image.fromarray(np.linspace(0, 65535, 64 * 64, dtype=np.uint16).reshape(64, 64))
+    file = io.BytesIO()
+    ramp.save(file, "PNG")
+    np.testing.assert_array_equal(to_rgb(Image.open(io.BytesIO(file.getvalue()))), decode(file.getvalue()))
