@@ -128,7 +128,10 @@ def _parse_override(override: str, origins: Origins) -> dict:
 
 def _parse(text: str, source: str, origins: Origins) -> dict:
     root = _compose(text, source)
-    values: Any = _node(root, source, "", origins) if root else {}
+    try:
+        values: Any = _node(root, source, "", origins) if root else {}
+    except RecursionError:
+        raise RecipeError(f"{source}: an alias (*) in it refers to what it stands in; write the value out") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{source}: a recipe is a mapping of sections, found {type(values).__name__}")
     return values

@@ -305,3 +305,8 @@ def test_dump_and_load_give_the_same_config(config, write_recipe, word, lr, seed
     changes = {"optim": before.optim.model_copy(update={"lr": lr}), "data": before.data.model_copy(update={"eval_crop": crop})}
     before = before.model_copy(update={**changes, "publish": PublishConfig(name=word, alias=word)})
     assert recipe.load(write_recipe(recipe.dump(before))) == before
+
+
+def test_an_alias_inside_its_own_anchor_is_refused(write_recipe):
+    with pytest.raises(RecipeError, match=r"an alias \(\*\) in it refers to what it stands in"):
+        recipe.load(write_recipe("name: &a [*a]\n"))
