@@ -52,10 +52,6 @@ class Draw:
         """A number in [low, high)."""
         return low + (high - low) * ((int(self._bits.random_raw()) >> 11) * _UNIT)
 
-    def integer(self, count: int) -> int:
-        """An integer in [0, count); the bias of the product method is below count / 2^53."""
-        return int(self.uniform() * count)
-
     def beta(self, alpha: float) -> float:
         """Beta(alpha, alpha) by Johnk's rejection (1964), which needs uniforms only."""
         while True:

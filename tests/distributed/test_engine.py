@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Tiny, launch
+from launching import Tiny, launch
 
 WORKER = Path(__file__).with_name("worker.py")
 LAYOUTS = [f"{stage}-{precision}" for stage in (1, 2, 3) for precision in ("fp32", "bf16")]

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from conftest import Tiny, vitscale
+from launching import Tiny, vitscale
 
 
 def refuse(tiny: Tiny, *words: str, procs: int = 2, naming: list[str]) -> None:
@@ -80,6 +80,17 @@ def test_a_manifest_that_does_not_match_its_shard(tiny: Tiny, digits_dir: Path, 
     content["shards"]["samples"][0] += 1
     manifest.write_text(json.dumps(content))
     refuse(tiny, naming=["train-00000.idx has 150 samples", "says 151"])
+
+
+def test_a_damaged_image_is_named_once_and_no_other_process_adds_to_it(tiny: Tiny, digits_dir: Path, tmp_path: Path) -> None:
+    shard = own_shards(tiny, digits_dir, tmp_path) / "train-00002.tar"
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"\xff\xd8\xff") + 300] ^= 1
+    shard.write_bytes(content)
+    done = vitscale("train", tiny.recipe, "--procs", "2")
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "train-00002.tar: sample digit" in done.stderr and "CRC-32" in done.stderr
 
 
 def test_pretrained_weights_of_another_architecture_and_a_started_run_with_another_recipe(tiny: Tiny) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import clean_environment, processes_naming
+from launching import clean_environment, processes_naming
 
 pytestmark = pytest.mark.slow
 RUNS = ("digits-pretrain", "digits-finetune", "digits-finetune-reinit")

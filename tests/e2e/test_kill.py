@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Tiny, clean_environment, make_tiny, processes_naming, vitscale
+from launching import Tiny, clean_environment, make_tiny, processes_naming, vitscale
 
 LONG = "train.total.steps=120"  # long enough to be met in the middle
 DEADLINE_S = 120
@@ -72,6 +73,9 @@ def test_kill_9_and_start_again_ends_with_the_same_bits(tiny: Tiny, undisturbed:
         time.sleep(0.1)
     assert workers(tiny) == []
     assert tiny.status()["state"] == "running"
+    said = log(tiny).read_text()
+    assert "Traceback" not in said
+    assert victim == "launcher" or re.search(r"error: process [01] was killed", said)
     again = vitscale("train", tiny.recipe, "--procs", "2", LONG)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "continues at step" in again.stdout

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import vitscale
+from launching import vitscale
 from safetensors.torch import load_file
 
 from vitscale import load_pretrained

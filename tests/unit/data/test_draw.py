@@ -90,13 +90,6 @@ def test_uniform_has_range_mean_and_variance_of_the_uniform_law(low, high):
     assert abs(values.var() / (width**2 / 12) - 1) < 4 * math.sqrt(0.8 / len(values))  # var of a sample variance: 4/5 sigma^4
 
 
-def test_integer_hits_every_value_equally_often():
-    draw = Draw(1, Purpose.MIX)
-    counts = np.bincount([draw.integer(7) for _ in range(14_000)], minlength=7)
-    assert len(counts) == 7
-    assert ((counts - 2000) ** 2 / 2000).sum() < 22.5  # 99.9 % quantile at 6 degrees of freedom
-
-
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.5, 0.8, 1.0, 2.0])
 def test_beta_has_the_mean_and_variance_of_the_symmetric_beta_law(alpha):
     draw = Draw(2, Purpose.MIX)
