@@ -35,7 +35,7 @@ class World:
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-            # It would write every new tensor full of NaN, DeepSpeed's buckets in each step among them: 60 ms of 200 on a CPU.
+            # It would write every new tensor full of NaN, DeepSpeed's buckets in each step among them (docs/benchmarks.md).
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.manual_seed(self.seed)
         random.seed(self.seed)
