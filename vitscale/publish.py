@@ -111,7 +111,8 @@ def resolve(source: str, uri: str) -> Version:
     try:
         return _version(_lookup(client, source))
     except Exception as error:  # MLflow's exceptions come with the scheme: REST, SQL, files
-        known = _known_models(client)
+        with _mlflow_errors(uri):  # a server that does not answer is not a model that is not there
+            known = _known_models(client)
         raise TrackingError(
             f"{source}: not found in the MLflow registry at {uri} ({' '.join(str(error).split())}); {known}; set "
             "MLFLOW_TRACKING_URI if the model lies elsewhere"
@@ -135,11 +136,8 @@ def _lookup(client: Any, source: str) -> Any:
 
 
 def _known_models(client: Any) -> str:
-    try:
-        names = [f"{m.name}@{alias}" for m in client.search_registered_models() for alias in m.aliases] or ["none"]
-    except Exception:  # this only decorates another error
-        return "the registry does not answer"
-    return f"it has {', '.join(names)}"
+    names = [f"{m.name}@{alias}" for m in client.search_registered_models() for alias in m.aliases]
+    return f"it has {', '.join(names) or 'none'}"
 
 
 def pull(source: str, uri: str, to: Path) -> Version:

@@ -16,7 +16,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 DOORS = {
     "deepspeed": {"vitscale/engine.py"},
     "mlflow": {"vitscale/tracking.py", "vitscale/publish.py"},
-    "webdataset": {f"data_pipeline/{name}.py" for name in ("stream", "build", "index")},
+    "webdataset": {"data_pipeline/build.py"},
     "yaml": {"vitscale/recipe.py"},
     "accelerate": {"launcher/launch.py"},
     "launcher": {"vitscale/cli.py", "vitscale/demo.py"},

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data_pipeline.augment import resize
-from data_pipeline.config import DataConfig
-from vitscale.config import EvalConfig, HardwareConfig, InitConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from data_pipeline.config import DataConfig, Section
+from vitscale.config import HardwareConfig, OptimConfig, RunConfig, ScheduleConfig, TrainConfig
 from vitscale.engine import DTYPES
 from vitscale.loss import LOSSES
 from vitscale.modelinfo import ModelInfo
@@ -46,6 +46,14 @@ def test_every_interpolation_works_and_a_published_model_may_use_it(interpolatio
     assert interpolation in choices(ModelInfo, "interpolation")
 
 
-def test_every_field_has_its_help():
-    sections = [ModelConfig, InitConfig, ScheduleConfig, OptimConfig, TrainConfig, EvalConfig, HardwareConfig, DataConfig]
-    assert [f"{s.__name__}.{name}" for s in sections for name, field in s.model_fields.items() if not field.description] == []
+def sections(section):
+    """A section and all inside it."""
+    kinds = [kind for field in section.model_fields.values() for kind in (field.annotation, *get_args(field.annotation))]
+    inner = {kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)}
+    return {section}.union(*map(sections, inner))
+
+
+def test_every_field_of_a_recipe_has_its_help():
+    found = sections(RunConfig)
+    assert {"RunConfig", "AugmentConfig", "SourceConfig", "Duration", "PublishConfig"} <= {s.__name__ for s in found}
+    assert [f"{s.__name__}.{name}" for s in found for name, field in s.model_fields.items() if not field.description] == []

@@ -225,3 +225,11 @@ def test_a_model_of_the_registry_is_cached_by_version(checkpoint, store, run_id,
 
 def test_published_files_are_those_of_a_checkpoint():
     assert set(registry.PUBLISHED) == set(CONTENT)
+
+
+def test_a_server_that_does_not_answer_is_not_called_a_missing_model(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError) as caught:
+        resolve("models:/net@best", "http://127.0.0.1:9")
+    assert "MLflow at http://127.0.0.1:9" in str(caught.value)
+    assert "not found" not in str(caught.value)
