@@ -1,137 +1,169 @@
-"""The index beside a shard: where each image lies in the tar, its size, checksum and label, in rows of fixed width.
+"""The index of a shard: where each sample and its image lie in the tar, the image's checksum and label, in rows of fixed width.
 
 File: 16 bytes of header (magic, number of samples), one ROW per sample, then all keys as UTF-8. A row's place follows from
-its number, so a block of samples is one ranged read.
+its number, so the rows of a block of samples are one ranged read.
 """
 
+import itertools
+import operator
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.labels import Labels
 
-MAGIC = b"VSINDEX1"
+MAGIC = b"VSINDEX2"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+PICKLE_EXTENSIONS = ("pyd", "pkl", "pickle", "pth", "pt")  # loading one runs code that stands in it
 HEADER_BYTES = 16
 ROW = np.dtype(
     [
         ("offset", "<u8"),  # of the image's bytes in the tar
         ("size", "<u4"),
         ("crc32", "<u4"),
-        ("label", "<i4"),
+        ("label", "<i4"),  # -1 = none
         ("key_size", "<u4"),
         ("key_offset", "<u8"),  # in the index file
+        ("lead", "<u4"),  # bytes of the sample before the image: headers, members that precede it
+        ("span", "<u4"),  # bytes of the whole sample: all its members with headers and padding
     ]
 )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample as found in a tar."""
+    """One sample as found in a tar; the numbers are those of ROW."""
 
     key: str
     offset: int
     size: int
     crc32: int
     label: int
+    lead: int
+    span: int
 
 
-def index_path(shard: Path) -> Path:
-    """`train-000003.tar` -> `train-000003.idx`"""
-    return shard.with_suffix(".idx")
+class Member(NamedTuple):
+    """One file in a tar. A sample is consecutive members whose names agree up to the first dot of the file name."""
+
+    key: str
+    extension: str
+    begin: int  # of its header
+    offset: int  # of its content
+    content: bytes
 
 
-def scan(shard: Path) -> Iterator[Entry]:
-    """The samples of a tar in order. A sample is consecutive members `KEY.EXT`: one image and one `.cls` with its label."""
-    image: tuple[str, int, int, int] | None = None
-    label: tuple[str, int] | None = None
-    for key, extension, offset, content in _members(shard):
-        second = image if extension in IMAGE_EXTENSIONS else label if extension == "cls" else None
-        begun = image or label
-        if begun and (second or begun[0] != key):
-            raise DataError(f"{shard}: sample {begun[0]}: expected one image and one .cls with the same key, side by side")
-        if extension in IMAGE_EXTENSIONS:
-            image = (key, offset, len(content), zlib.crc32(content))
-        elif extension == "cls":
-            label = (key, _parse_label(shard, key, content))
-        if image and label:
-            yield Entry(*image, label[1])
-            image = label = None
-    if begun := image or label:
-        raise DataError(f"{shard}: ends inside sample {begun[0]}; the tar is truncated, build it anew")
+def scan(shard: Path, labels: Labels, name: str = "") -> Iterator[Entry]:
+    """The samples of a tar in order: each one image, and its label. `name` is the shard's in messages."""
+    name = name or str(shard)
+    for key, group in itertools.groupby(members(shard, name), operator.attrgetter("key")):
+        yield _entry(key, list(group), labels, name)
 
 
-def _members(shard: Path) -> Iterator[tuple[str, str, int, bytes]]:
-    """(key, extension, offset of the content, content) of every regular file. Keys end at the first dot of the file name."""
+def _entry(key: str, group: list[Member], labels: Labels, name: str) -> Entry:
+    images = [member for member in group if member.extension in IMAGE_EXTENSIONS]
+    if len(images) != 1:
+        found = ", ".join(f".{member.extension}" for member in group)
+        raise DataError(
+            f"{name}: sample {key}: {len(images)} images among its members {found}; each sample needs one "
+            f"({', '.join(IMAGE_EXTENSIONS)}) beside its label, under a key of its own"
+        )
+    image, last = images[0], group[-1]
+    label = labels.read(f"{name}: sample {key}", {member.extension: member.content for member in group})
+    end = last.offset + -(-len(last.content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    begin = group[0].begin
+    return Entry(key, image.offset, len(image.content), zlib.crc32(image.content), label, image.offset - begin, end - begin)
+
+
+def members(shard: Path, name: str) -> Iterator[Member]:
+    """Every file of a tar. Errors for what is no shard: links, devices, names that point outside, pickles, a missing end."""
     try:
         with tarfile.open(shard, "r:", errors="replace") as tar:
-            for member in tar:
-                if member.isdir():
+            for info in tar:
+                if info.isdir():
                     continue
-                if not member.isreg():
-                    raise DataError(f"{shard}: member {member.name!r} is not a regular file; shards hold files only")
-                folder, _, name = member.name.rpartition("/")
-                key, _, extension = name.partition(".")
-                file = tar.extractfile(member)
-                assert file is not None
-                content = file.read()
-                if len(content) != member.size:
-                    raise DataError(f"{shard}: ends inside member {member.name!r}; the tar is truncated, build it anew")
-                yield f"{folder}/{key}" if folder else key, extension.lower(), member.offset_data, content
-            _check_end(shard, tar.offset)
+                yield _member(tar, info, name)
+                tar.members = []  # or it keeps every header
+            _check_end(shard, tar.offset, name)
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{shard}: not a readable tar ({error}); build it anew or remove it from the manifest") from error
+        raise DataError(f"{name}: not a readable tar ({error}); build it anew or remove it from the manifest") from error
 
 
-def _check_end(shard: Path, end: int) -> None:
+def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> Member:
+    if not info.isreg():
+        raise DataError(f"{name}: member {info.name!r} is not a regular file; shards hold files only")
+    if info.name.startswith("/") or ".." in info.name.split("/"):
+        raise DataError(f"{name}: member {info.name!r} points outside of the folder it is unpacked in; build the shard anew")
+    key, extension = split_name(info.name)
+    if extension in PICKLE_EXTENSIONS:
+        raise DataError(f"{name}: member {info.name!r} is a pickle, which runs code when loaded; build the shard without it")
+    file = tar.extractfile(info)
+    assert file is not None
+    content = file.read()
+    if len(content) != info.size:
+        raise DataError(f"{name}: ends inside member {info.name!r}; the tar is truncated, build it anew")
+    return Member(key, extension, info.offset, info.offset_data, content)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(key, extension) of a member: the key ends at the first dot of the file name, as webdataset has it."""
+    folder, slash, file_name = name.removeprefix("./").rpartition("/")
+    key, _, extension = file_name.partition(".")
+    return f"{folder}{slash}{key}", extension.lower()
+
+
+def _check_end(shard: Path, end: int, name: str) -> None:
     """A tar cut at a 512-byte boundary, or with a damaged header, reads like a shorter one; only what follows tells."""
     with shard.open("rb") as file:
         file.seek(end)
         rest = file.read()
     if len(rest) < 1024 or any(rest):
         raise DataError(
-            f"{shard}: no end-of-archive blocks at byte {end}; the tar is truncated or damaged, build or copy it anew"
+            f"{name}: no end-of-archive blocks at byte {end}; the tar is truncated or damaged, build or copy it anew"
         )
 
 
-def _parse_label(shard: Path, key: str, content: bytes) -> int:
-    try:
-        return int(np.int32(int(content)))
-    except (ValueError, OverflowError):
-        raise DataError(f"{shard}: sample {key}: label {content[:20]!r} is not an integer of 32 bits") from None
-
-
-def write_index(entries: list[Entry], path: Path) -> None:
-    """Write the index of one shard (not atomic: the caller renames)."""
-    path.write_bytes(encode_index(entries))
-
-
-def encode_index(entries: list[Entry]) -> bytes:
+def encode_index(entries: Iterable[Entry]) -> bytes:
     """The content of an index file."""
+    entries = list(entries)
     keys = [entry.key.encode() for entry in entries]
     rows = np.zeros(len(entries), ROW)
-    for name in ("offset", "size", "crc32", "label"):
+    for name in ("offset", "size", "crc32", "label", "lead", "span"):
         rows[name] = [getattr(entry, name) for entry in entries]
     rows["key_size"] = [len(key) for key in keys]
     rows["key_offset"] = HEADER_BYTES + rows.nbytes + np.cumsum(rows["key_size"], dtype=np.uint64) - rows["key_size"]
     return MAGIC + len(entries).to_bytes(8, "little") + rows.tobytes() + b"".join(keys)
 
 
-def read_index(path: Path) -> tuple[np.ndarray, np.memmap]:
-    """(rows of dtype ROW, the whole file) mapped, not read."""
-    if path.stat().st_size < HEADER_BYTES or bytes((file := np.memmap(path, np.uint8, "r"))[:8]) != MAGIC:
-        raise DataError(f"{path}: not an index; make it anew with `vitscale data index`")
-    count = int.from_bytes(bytes(file[8:16]), "little")
-    needed = end = HEADER_BYTES + count * ROW.itemsize
-    rows = file[HEADER_BYTES:end].view(ROW) if len(file) >= end else np.zeros(0, ROW)
-    if len(rows):
-        needed = int(rows[-1]["key_offset"]) + int(rows[-1]["key_size"])
-    if len(file) != needed:
+def decode_index(content: bytes, name: str) -> tuple[np.ndarray, list[str]]:
+    """(rows of dtype ROW, keys) of an index file; `name` is the index's in messages."""
+    count = num_rows(content[:HEADER_BYTES], name)
+    needed = rows_end = HEADER_BYTES + count * ROW.itemsize
+    if count and len(content) >= rows_end:
+        last = np.frombuffer(content[rows_end - ROW.itemsize : rows_end], ROW)[0]
+        needed = int(last["key_offset"]) + int(last["key_size"])
+    if len(content) != needed:
         raise DataError(
-            f"{path}: {len(file)} bytes, but its {count} samples need {needed}; make it anew with `vitscale data index`"
+            f"{name}: {len(content)} bytes, but its {count} samples need {needed}; make it anew with `vitscale data index`"
         )
-    return rows, file
+    rows = np.frombuffer(content[HEADER_BYTES:rows_end], ROW)
+    ends = rows["key_offset"] + rows["key_size"]
+    return rows, [content[start:end].decode() for start, end in zip(rows["key_offset"], ends, strict=True)]
+
+
+def num_rows(header: bytes, name: str) -> int:
+    """Samples in the index that begins with these HEADER_BYTES."""
+    if len(header) < HEADER_BYTES or header[: len(MAGIC)] != MAGIC:
+        raise DataError(f"{name}: not an index of this version; make it anew with `vitscale data index`")
+    return int.from_bytes(header[len(MAGIC) :], "little")
+
+
+def rows_range(first: int, end: int) -> tuple[int, int]:
+    """Where the rows [first, end) of samples lie in an index file, in bytes."""
+    return HEADER_BYTES + first * ROW.itemsize, HEADER_BYTES + end * ROW.itemsize

@@ -1,88 +1,110 @@
-"""The list of shards: one JSON file with columns, so that 400,000 shards stay cheap."""
+"""The list of shards: one JSON file with columns, so that 400,000 shards stay cheap. It may lie wherever shards may."""
 
+import functools
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
 
+from data_pipeline import storage
 from data_pipeline.config import Section
 from data_pipeline.errors import DataError
-from data_pipeline.index import index_path, read_index
+from data_pipeline.index import HEADER_BYTES, num_rows
+
+CHECK_THREADS = 16
+REMOTE_CHECKS = 64  # shards that are looked at before a start when they are remote, where each look is a request
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Shards in order (which gives every sample its id) and the names of the classes."""
+    """Shards in order (which gives every sample its number) and the names of the classes."""
 
-    path: Path
+    location: str  # path or URL of the manifest itself
     urls: Sequence[str]  # relative to the manifest's folder, or absolute
     samples: np.ndarray  # int64, by shard
     bytes: np.ndarray  # int64, by shard
     sha256: Sequence[str]
+    index_bytes: np.ndarray  # int64, by shard
+    labels: np.ndarray  # int64 (shards, 2): lowest and highest label; -1 = unlabelled samples
     classes: Sequence[str]
+    index_dir: str = ""  # folder of the indexes 000000.idx, ...; "" = beside each shard
     built: Mapping[str, str] = field(default_factory=dict)  # what `data build` made it from; {} = listed, not built
 
     @property
     def num_samples(self) -> int:
         return int(self.samples.sum())
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Names the content: SHA-256 over the shards' own sums and sizes, wherever they lie."""
         lines = (f"{sha} {count}\n" for sha, count in zip(self.sha256, self.samples.tolist(), strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def shard(self, number: int) -> Path:
-        return self.path.parent / self.urls[number]
+    def shard(self, number: int) -> str:
+        """Path or URL of a shard."""
+        return storage.join(self.location, self.urls[number])
+
+    def index(self, number: int) -> str:
+        """Path or URL of a shard's index."""
+        if self.index_dir:
+            return storage.join(self.location, f"{self.index_dir}/{number:06d}.idx")
+        return index_beside(self.shard(number))
 
     def check(self) -> None:
-        """Every shard and index is there and has the size and the number of samples stated here. Reads no shard."""
-        for number in range(len(self.urls)):
-            self._check_shard(number)
+        """Shards and indexes are there, with the size and the number of samples stated here. Of remote ones, some."""
+        numbers: Iterable[int] = range(len(self.urls))
+        if storage.is_remote(self.shard(0)):
+            numbers = np.unique(np.linspace(0, len(self.urls) - 1, REMOTE_CHECKS).astype(int)).tolist()
+        with ThreadPoolExecutor(CHECK_THREADS, "check") as pool:
+            for _ in pool.map(self._check_shard, numbers):
+                pass
 
     def _check_shard(self, number: int) -> None:
-        shard = self.shard(number)
         rebuild = "build or copy it anew, or write a new manifest with `vitscale data index`"
-        if not shard.is_file():
-            raise DataError(f"{self.path}: shard {self.urls[number]} does not exist ({shard}); {rebuild}")
-        found, stated = shard.stat().st_size, int(self.bytes[number])
-        if found != stated:
-            raise DataError(f"{self.path}: shard {shard} has {found} bytes, the manifest says {stated}; {rebuild}")
-        if not index_path(shard).is_file():
-            raise DataError(f"{self.path}: {index_path(shard)} does not exist; {rebuild}")
-        rows, _ = read_index(index_path(shard))
-        if len(rows) != self.samples[number]:
-            raise DataError(
-                f"{self.path}: {index_path(shard)} has {len(rows)} samples, the manifest says {self.samples[number]}; {rebuild}"
-            )
+        shard, index = self.shard(number), self.index(number)
+        try:
+            sizes = [(shard, storage.size(shard), self.bytes[number]), (index, storage.size(index), self.index_bytes[number])]
+            rows = num_rows(storage.read(index, 0, HEADER_BYTES), index)
+        except DataError as error:
+            raise DataError(f"{self.location}: shard {self.urls[number]}: {error}; {rebuild}") from error
+        for url, found, stated in sizes:
+            if found != stated:
+                raise DataError(f"{self.location}: {url} has {found} bytes, the manifest says {stated}; {rebuild}")
+        if rows != self.samples[number]:
+            raise DataError(f"{self.location}: {index} has {rows} samples, the manifest says {self.samples[number]}; {rebuild}")
 
     def check_classes(self, expected: Sequence[str], whose: str) -> None:
         """Label 3 means the same here and there; sets without names are trusted."""
         if expected and self.classes and list(expected) != list(self.classes):
             other = next((pair for pair in zip(self.classes, expected, strict=False) if pair[0] != pair[1]), ("more", "fewer"))
             raise DataError(
-                f"{self.path}: its classes are not those of {whose} (first difference: {other[0]!r} here, {other[1]!r} there); "
-                "labels would mean different things; rebuild it with the same class folders"
+                f"{self.location}: its classes are not those of {whose} (first difference: {other[0]!r} here, {other[1]!r} "
+                "there); labels would mean different things; rebuild it with the same class folders"
             )
 
-    def check_labels(self, num_classes: int) -> None:
-        """The class list and every label fit a head of `num_classes`."""
+    def check_labels(self, num_classes: int, replace_bad: bool = False) -> None:
+        """The class list and every label fit a head of `num_classes`; with `replace_bad` some labels may not."""
         if self.classes and len(self.classes) != num_classes:
             raise DataError(
-                f"{self.path}: {len(self.classes)} classes, but model.num_classes is {num_classes}; make them equal"
+                f"{self.location}: {len(self.classes)} classes, but model.num_classes is {num_classes}; make them equal"
             )
-        for number in range(len(self.urls)):
-            labels = read_index(index_path(self.shard(number)))[0]["label"]
-            if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
-                raise DataError(
-                    f"{self.shard(number)}: labels {labels.min()}..{labels.max()}, but model.num_classes {num_classes} "
-                    f"allows 0..{num_classes - 1}; raise model.num_classes or rebuild the shards"
-                )
+        wrong = np.flatnonzero((self.labels[:, 0] < 0) | (self.labels[:, 1] >= num_classes))
+        if len(wrong) and not replace_bad:
+            low, high = self.labels[wrong[0]].tolist()
+            raise DataError(
+                f"{self.shard(int(wrong[0]))}: labels {low}..{high} (-1 = none), but model.num_classes {num_classes} allows "
+                f"0..{num_classes - 1}; raise model.num_classes, rebuild the shards, or set data.bad_samples.policy=replace"
+            )
+
+
+def index_beside(shard: str) -> str:
+    """`train-000003.tar` -> `train-000003.idx`; a query stays behind it."""
+    path, mark, query = shard.partition("?") if storage.is_remote(shard) else (shard, "", "")
+    return f"{path.removesuffix('.tar')}.idx{mark}{query}"
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -95,14 +117,18 @@ class _Shards(Section):
     samples: list[Count]
     bytes: list[Count]
     sha256: list[str]
+    index_bytes: list[Count]
+    label_min: list[int]
+    label_max: list[int]
 
 
 class _File(Section):
     """A manifest file."""
 
-    format: Literal["vitscale-manifest-1"] = "vitscale-manifest-1"
+    format: Literal["vitscale-manifest-2"] = "vitscale-manifest-2"
     built: dict[str, str] = Field(default_factory=dict)
     classes: list[str]
+    index_dir: str = ""
     shards: _Shards
 
 
@@ -113,27 +139,41 @@ def write_manifest(manifest: Manifest) -> None:
         samples=manifest.samples.tolist(),
         bytes=manifest.bytes.tolist(),
         sha256=list(manifest.sha256),
+        index_bytes=manifest.index_bytes.tolist(),
+        label_min=manifest.labels[:, 0].tolist(),
+        label_max=manifest.labels[:, 1].tolist(),
     )
-    content = _File(built=dict(manifest.built), classes=list(manifest.classes), shards=shards)
-    partial = manifest.path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(content.model_dump_json(indent=1) + "\n")
-    partial.replace(manifest.path)
+    content = _File(built=dict(manifest.built), classes=list(manifest.classes), index_dir=manifest.index_dir, shards=shards)
+    storage.write(manifest.location, (content.model_dump_json(indent=1) + "\n").encode())
 
 
-def read_manifest(path: str | Path) -> Manifest:
+def read_manifest(location: str) -> Manifest:
     """Read and check the form of a manifest (`Manifest.check` looks at the shards)."""
-    path = Path(path).absolute()
+    location = storage.absolute(str(location))
     try:
-        content = _File.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such manifest; write it with `vitscale data build` or `vitscale data index`") from None
-    except (OSError, ValidationError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
-        raise DataError(f"{path}: not a manifest ({found}); write it anew with `vitscale data index`") from None
+        content = _File.model_validate_json(storage.read_all(location))
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise DataError(f"{location}: not a manifest ({found}); write it anew with `vitscale data index`") from None
+    except DataError as error:
+        raise DataError(
+            f"{location}: no manifest to read ({error}); write it with `vitscale data build` or `vitscale data index`"
+        ) from None
     shards = content.shards
-    columns = (shards.urls, shards.samples, shards.bytes, shards.sha256)
-    if len({len(column) for column in columns}) != 1 or not sum(shards.samples):
-        raise DataError(f"{path}: its columns must be equally long and list at least one sample; write it anew")
-    samples, size = np.asarray(shards.samples, np.int64), np.asarray(shards.bytes, np.int64)
-    return Manifest(path, shards.urls, samples, size, shards.sha256, content.classes, content.built)
+    if len({len(getattr(shards, name)) for name in _Shards.model_fields}) != 1 or not sum(shards.samples):
+        raise DataError(f"{location}: its columns must be equally long and list at least one sample; write it anew")
+    samples, size, index_bytes = (np.asarray(column, np.int64) for column in (shards.samples, shards.bytes, shards.index_bytes))
+    labels = np.stack([np.asarray(shards.label_min, np.int64), np.asarray(shards.label_max, np.int64)], axis=1)
+    return Manifest(
+        location=location,
+        urls=shards.urls,
+        samples=samples,
+        bytes=size,
+        sha256=shards.sha256,
+        index_bytes=index_bytes,
+        labels=labels,
+        classes=content.classes,
+        index_dir=content.index_dir,
+        built=content.built,
+    )

@@ -1,24 +1,35 @@
 """Which sample is in which global step: arithmetic, without state, processes or data.
 
-The global batch is dealt to L lanes, g = global_batch / L samples each; rank r of R owns lanes [r*L/R, (r+1)*L/R). Position
-q of lane l is position p = q*L + l of the source, in epoch p // N. In each epoch the shards are permuted, the samples in
-that order are cut into one contiguous span per lane, a span into blocks of `shuffle_block`, and each block is permuted.
-Nothing here depends on ranks, workers or restarts, so resuming at a step is asking for that step; see docs/design.md.
+The global batch is dealt to L lanes, g = global_batch / L samples each; rank r of R owns lanes [r*L/R, (r+1)*L/R). Each
+source has lanes in proportion to its weight and is a plan of its own: position q of its j-th lane of L' is position
+p = q*L' + j of the source, in epoch p // N. In each epoch the shards are permuted, the samples in that order are cut into
+one contiguous span per lane, a span into blocks of `shuffle_block`, and each block is permuted. Nothing here depends on
+ranks, workers or restarts, so resuming at a step is asking for that step; see docs/design.md.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipeline.draw import Purpose, permutation
+from data_pipeline.errors import DataError
 
 
 class Slots(NamedTuple):
-    """Samples of one step in slot order: parallel arrays of int64."""
+    """Samples of one step in slot order: parallel arrays of int64. Samples are numbered through all sources."""
 
     epochs: np.ndarray
     samples: np.ndarray
+
+
+class Block(NamedTuple):
+    """Samples of one lane that are shuffled, and read, together."""
+
+    start: int  # the lane's position of its first sample
+    epoch: int
+    samples: np.ndarray  # in the order in which they are used
 
 
 class EpochOrder(NamedTuple):
@@ -28,21 +39,15 @@ class EpochOrder(NamedTuple):
     shift: np.ndarray  # what to add to a position in epoch order to get the sample id, by permuted shard
 
 
-class Order:
-    """The order of one source of N samples, as a function of (step, lane)."""
+class Source:
+    """The order of one source of N samples over its own lanes: who has which position, in which epoch, of which span."""
 
-    def __init__(self, shard_sizes: np.ndarray, global_batch: int, lanes: int, shuffle_block: int, seed: int) -> None:
-        assert global_batch % lanes == 0
+    def __init__(self, shard_sizes: np.ndarray, number: int, lanes: int, seed: int) -> None:
         self.sizes = np.asarray(shard_sizes, np.int64)
         self.first = np.cumsum(self.sizes) - self.sizes
         self.num_samples = int(self.sizes.sum())
-        self.lanes, self.per_lane = lanes, global_batch // lanes
-        self.block, self.seed = shuffle_block, seed
+        self.number, self.lanes, self.seed = number, lanes, seed
         self._epoch = functools.lru_cache(maxsize=3)(self._permute_shards)
-
-    def view(self, first_lane: int, end_lane: int) -> "LaneView":
-        """The order as the owner of lanes [first_lane, end_lane) meets it, step by step."""
-        return LaneView(self, first_lane, end_lane)
 
     def enter(self, epoch: int, lane: int) -> int:
         """The position at which a lane enters an epoch: ceil((epoch*N - lane) / L)."""
@@ -56,59 +61,123 @@ class Order:
         wrapped = max(0, min(lane, first + extra - self.lanes))
         return lane * base + in_run + wrapped
 
-    def block_at(self, lane: int, position: int) -> tuple[int, int, np.ndarray]:
-        """The block that holds a lane's position: (its first position, its epoch, its samples in order)."""
-        epoch = (position * self.lanes + lane) // self.num_samples
-        enter = self.enter(epoch, lane)
-        length = self.enter(epoch + 1, lane) - enter
-        shift = lane * self.block // self.lanes  # spreads the lanes' block boundaries, and so the reads, over steps
-        number = (position - enter + shift) // self.block
-        start = max(number * self.block - shift, 0)
-        end = min((number + 1) * self.block - shift, length)
-        order = permutation(end - start, self.seed, Purpose.BLOCK, epoch, lane, number)
-        return enter + start, epoch, self._samples(epoch, self.span_start(epoch, lane) + start + order)
+    def samples(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Numbers, within this source, of the samples at positions of the epoch's shard order."""
+        shards = self._epoch(epoch)
+        return positions + shards.shift[np.searchsorted(shards.ends, positions, side="right")]
 
     def _permute_shards(self, epoch: int) -> EpochOrder:
-        order = permutation(len(self.sizes), self.seed, Purpose.SHARDS, epoch)
+        order = permutation(len(self.sizes), self.seed, Purpose.SHARDS, epoch, self.number)
         ends = np.cumsum(self.sizes[order])
         return EpochOrder(ends, self.first[order] - (ends - self.sizes[order]))
 
-    def _samples(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """Sample ids at positions of the epoch's shard order."""
-        shards = self._epoch(epoch)
-        return positions + shards.shift[np.searchsorted(shards.ends, positions, side="right")]
+
+class Order:
+    """The order of one source or several mixed by weight, as a function of (step, lane).
+
+    `sources` holds the shard sizes of each; `weights` its share of every batch, by default its share of the samples.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[np.ndarray],
+        global_batch: int,
+        lanes: int,
+        shuffle_block: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        assert global_batch % lanes == 0
+        counts = share_lanes(weights or [float(np.sum(sizes)) for sizes in sources], lanes)
+        self.sources = [Source(sizes, k, n, seed) for k, (sizes, n) in enumerate(zip(sources, counts, strict=True))]
+        self.first_sample = np.cumsum([0, *(source.num_samples for source in self.sources)])  # of each source, and the end
+        self.lanes, self.per_lane = lanes, global_batch // lanes
+        self.block, self.seed = shuffle_block, seed
+        self._owner = interleave(counts)
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.first_sample[-1])
+
+    def view(self, first_lane: int, end_lane: int, opened: Callable[[np.ndarray], Any] | None = None) -> "LaneView":
+        """The order as the owner of lanes [first_lane, end_lane) meets it, step by step; see `LaneView` for `opened`."""
+        return LaneView(self, first_lane, end_lane, opened)
+
+    def block_at(self, lane: int, position: int) -> Block:
+        """The block that holds a lane's position."""
+        number, own = self._owner[lane].tolist()  # the source, and the lane's number among those of the source
+        source = self.sources[number]
+        epoch = (position * source.lanes + own) // source.num_samples
+        enter = source.enter(epoch, own)
+        length = source.enter(epoch + 1, own) - enter
+        shift = lane * self.block // self.lanes  # spreads the lanes' block boundaries, and so the reads, over steps
+        index = (position - enter + shift) // self.block
+        start = max(index * self.block - shift, 0)
+        end = min((index + 1) * self.block - shift, length)
+        order = permutation(end - start, self.seed, Purpose.BLOCK, epoch, lane, index)
+        samples = source.samples(epoch, source.span_start(epoch, own) + start + order)
+        return Block(enter + start, epoch, samples + self.first_sample[number])
+
+
+def share_lanes(weights: Sequence[float], lanes: int) -> list[int]:
+    """Lanes of each source, in proportion to its weight, by largest remainder; the earlier source wins a tie."""
+    exact = np.asarray(weights, float) / sum(weights) * lanes
+    counts = np.floor(exact).astype(int)
+    for k in np.argsort(counts - exact, kind="stable")[: lanes - counts.sum()]:
+        counts[k] += 1
+    if counts.min() < 1:
+        k = int(counts.argmin())
+        raise DataError(
+            f"data.train: source number {k + 1} has {weights[k] / sum(weights):.2%} of the weight, less than one of the {lanes} "
+            "lanes; give it more weight, or raise data.lanes (at most train.global_batch)"
+        )
+    return counts.tolist()
+
+
+def interleave(counts: Sequence[int]) -> np.ndarray:
+    """(lanes, 2) int64: each lane's source and its number among the lanes of that source, spread evenly over all lanes."""
+    places = [((j + 0.5) / count, k, j) for k, count in enumerate(counts) for j in range(count)]
+    return np.array([(k, j) for _, k, j in sorted(places)], np.int64)
 
 
 class LaneView:
     """Consecutive lanes with the current block of each kept at hand: one rank's share of every step.
 
     Memory: lanes * shuffle_block int64. `step` may be called for any step in any order; going forward is the fast way.
+    `opened(samples)` is called once for each block that a step enters; what it returns stands in `handles`, slot by
+    slot, after the step.
     """
 
-    def __init__(self, order: Order, first_lane: int, end_lane: int) -> None:
-        self.order, self.first_lane = order, first_lane
+    def __init__(self, order: Order, first_lane: int, end_lane: int, opened: Callable[[np.ndarray], Any] | None = None) -> None:
+        self.order, self.first_lane, self.opened = order, first_lane, opened
         count = end_lane - first_lane
         self._start = np.zeros(count, np.int64)
         self._end = np.zeros(count, np.int64)
         self._epochs = np.zeros(count, np.int64)
         self._samples = np.zeros((count, order.block), np.int64)
+        self._handles: list[Any] = [None] * count
+        self.handles: list[Any] = []
 
     def step(self, step: int) -> Slots:
         """This view's samples of a global step, in slot order: lane by lane, per_lane of each."""
         per_lane = self.order.per_lane
         columns = [self._column(step * per_lane + i) for i in range(per_lane)]
+        if self.opened:
+            self.handles = [handle for lane in zip(*(handles for _, _, handles in columns), strict=True) for handle in lane]
         return Slots(
-            np.stack([epochs for epochs, _ in columns], axis=1).reshape(-1),
-            np.stack([samples for _, samples in columns], axis=1).reshape(-1),
+            np.stack([epochs for epochs, _, _ in columns], axis=1).reshape(-1),
+            np.stack([samples for _, samples, _ in columns], axis=1).reshape(-1),
         )
 
-    def _column(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+    def _column(self, position: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
         for row in np.flatnonzero((position < self._start) | (position >= self._end)):
-            start, epoch, samples = self.order.block_at(self.first_lane + int(row), position)
-            self._start[row], self._end[row], self._epochs[row] = start, start + len(samples), epoch
-            self._samples[row, : len(samples)] = samples
+            block = self.order.block_at(self.first_lane + int(row), position)
+            self._start[row], self._end[row], self._epochs[row] = block.start, block.start + len(block.samples), block.epoch
+            self._samples[row, : len(block.samples)] = block.samples
+            if self.opened:
+                self._handles[row] = self.opened(block.samples)
         rows = np.arange(len(self._start))
-        return self._epochs.copy(), self._samples[rows, position - self._start]
+        return self._epochs.copy(), self._samples[rows, position - self._start], list(self._handles) if self.opened else []
 
 
 def fingerprint(slots: Slots, first_position: int) -> int:

@@ -1,19 +1,27 @@
-"""Samples out of shards: any one by its number, or all in planned order for webdataset stages of one's own."""
+"""Samples out of shards: a block of them by one ranged read, and all in planned order.
 
-import functools
-import mmap
+`planned` is a source for webdataset stages of one's own.
+"""
+
+import io
+import tarfile
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.errors import DataError
-from data_pipeline.index import index_path, read_index
+from data_pipeline import storage
+from data_pipeline.cache import Cache
+from data_pipeline.errors import BadSampleError, DataError
+from data_pipeline.index import ROW, rows_range, split_name
 from data_pipeline.manifest import Manifest
-from data_pipeline.order import LaneView
+from data_pipeline.order import Order, Slots
 
-OPEN_SHARDS = 256  # mapped at a time, two files each; well below the usual limit of 1,024 open files
+READ_THREADS = 16  # reads under way at a time
+MAX_READ_AHEAD_STEPS = 8
 
 
 class RawSample(NamedTuple):
@@ -24,56 +32,179 @@ class RawSample(NamedTuple):
     label: int
 
 
-class _OpenShard(NamedTuple):
-    tar: mmap.mmap
-    rows: np.ndarray
-    index_file: np.ndarray
+class Place(NamedTuple):
+    """Where a sample lies."""
+
+    manifest: Manifest
+    shard: int  # number within the manifest
+    row: int  # number within the shard
+
+    @property
+    def url(self) -> str:
+        return self.manifest.shard(self.shard)
 
 
 class Shards:
-    """Random access to the samples of a manifest; safe for threads."""
+    """Random access to the samples of manifests, numbered through all of them; safe for threads."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
-        self.ends = np.cumsum(manifest.samples)
-        self._open = functools.lru_cache(OPEN_SHARDS)(self._map)
+    def __init__(self, manifests: Manifest | Sequence[Manifest], cache: Cache | None = None) -> None:
+        self.manifests = [manifests] if isinstance(manifests, Manifest) else list(manifests)
+        self.ends = np.cumsum(np.concatenate([manifest.samples for manifest in self.manifests]))
+        self._first_shards = np.cumsum([0, *(len(manifest.urls) for manifest in self.manifests)])
+        self._cache = cache
 
     def __len__(self) -> int:
-        return self.manifest.num_samples
+        return int(self.ends[-1])
+
+    def place(self, sample: int) -> Place:
+        """Where the sample with this number lies."""
+        shard = int(np.searchsorted(self.ends, sample, side="right"))
+        number = int(np.searchsorted(self._first_shards, shard, side="right")) - 1
+        manifest, within = self.manifests[number], shard - int(self._first_shards[number])
+        return Place(manifest, within, sample - int(self.ends[shard] - manifest.samples[within]))
+
+    def load(self, samples: np.ndarray) -> "Loaded":
+        """What is needed to use these samples, with as few reads as there are shards among them."""
+        ordered = np.sort(samples)
+        shards = np.searchsorted(self.ends, ordered, side="right")
+        parts = np.split(ordered, np.flatnonzero(np.diff(shards)) + 1)
+        return Loaded(self, [self._load_part(int(part[0]), int(part[-1]) + 1) for part in parts])
+
+    def _load_part(self, first: int, end: int) -> "_Part":
+        place = self.place(first)
+        span = rows_range(place.row, place.row + end - first)
+        rows = np.frombuffer(self._read(place, place.manifest.index(place.shard), *span, suffix=".idx"), ROW)
+        begin = int(rows["offset"][0]) - int(rows["lead"][0])
+        stop = int((rows["offset"] - rows["lead"] + rows["span"]).max())
+        if not storage.is_remote(place.url):  # mapped: images are copied one by one, when they are used
+            storage.will_need(place.url, begin, stop)
+            return _Part(first, place, rows, 0, None)
+        return _Part(first, place, rows, begin, self._read(place, place.url, begin, stop))
+
+    def _read(self, place: Place, url: str, start: int, end: int, suffix: str = "") -> bytes:
+        if self._cache is None or not storage.is_remote(url):
+            return storage.read(url, start, end)
+        name = place.manifest.sha256[place.shard] + suffix
+        sizes = place.manifest.index_bytes if suffix else place.manifest.bytes
+        return self._cache.read(name, int(sizes[place.shard]), start, end, lambda a, b: storage.read(url, a, b))
 
     def read(self, sample: int) -> RawSample:
-        """The sample with this number in manifest order; its bytes are checked against the index."""
-        number = int(np.searchsorted(self.ends, sample, side="right"))
-        shard = self._open(number)
-        row = shard.rows[sample - int(self.ends[number] - self.manifest.samples[number])]
-        image = shard.tar[int(row["offset"]) : int(row["offset"]) + int(row["size"])]
-        key = bytes(shard.index_file[int(row["key_offset"]) :][: int(row["key_size"])]).decode()
+        """One sample by its number; its bytes are checked against the index."""
+        image, label = self.load(np.array([sample])).image(sample)
+        return RawSample(self.key(sample), image, label)
+
+    def key(self, sample: int) -> str:
+        """The key of a sample: its members' name up to the first dot."""
+        place = self.place(sample)
+        index = place.manifest.index(place.shard)
+        row = np.frombuffer(storage.read(index, *rows_range(place.row, place.row + 1)), ROW)[0]
+        return storage.read(index, int(row["key_offset"]), int(row["key_offset"]) + int(row["key_size"])).decode()
+
+
+class _Part(NamedTuple):
+    """Consecutive samples of one shard."""
+
+    first: int  # number of the first sample
+    place: Place
+    rows: np.ndarray  # dtype ROW
+    begin: int  # of `data` in the shard
+    data: bytes | None  # None: the shard is mapped
+
+
+class Loaded:
+    """Samples that were read together."""
+
+    def __init__(self, shards: Shards, parts: Sequence[_Part]) -> None:
+        self.shards, self._parts = shards, parts
+
+    def __iter__(self) -> Iterator[int]:
+        """The numbers of the samples."""
+        for part in self._parts:
+            yield from range(part.first, part.first + len(part.rows))
+
+    def image(self, sample: int) -> tuple[bytes, int]:
+        """The encoded image, checked against the index, and its label."""
+        part, row = self._find(sample)
+        offset = int(row["offset"])
+        image = _bytes(part, offset, offset + int(row["size"]))
         if zlib.crc32(image) != row["crc32"]:
-            raise DataError(
-                f"{self.manifest.shard(number)}: sample {key}: its bytes differ from the index (CRC-32); the shard is damaged "
-                "or was rebuilt: copy it anew, or write a new manifest with `vitscale data index`"
+            raise BadSampleError(
+                "its bytes differ from the index (CRC-32); the shard is damaged or was rebuilt: copy it anew, or write a new "
+                "manifest with `vitscale data index`"
             )
-        return RawSample(key, image, int(row["label"]))
+        return image, int(row["label"])
 
-    def _map(self, number: int) -> _OpenShard:
-        path = self.manifest.shard(number)
-        with path.open("rb") as file:
-            tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return _OpenShard(tar, *read_index(index_path(path)))
+    def members(self, sample: int) -> tuple[str, dict[str, bytes]]:
+        """The key, and all files of the sample by extension."""
+        part, row = self._find(sample)
+        begin = int(row["offset"]) - int(row["lead"])
+        with tarfile.open(fileobj=io.BytesIO(_bytes(part, begin, begin + int(row["span"]))), errors="replace") as tar:
+            files = [(split_name(info.name), tar.extractfile(info)) for info in tar if info.isreg()]
+            return files[0][0][0], {extension: file.read() for (_, extension), file in files if file}
+
+    def _find(self, sample: int) -> tuple[_Part, np.void]:
+        for part in self._parts:
+            if 0 <= sample - part.first < len(part.rows):
+                return part, part.rows[sample - part.first]
+        raise AssertionError(f"sample {sample} was not loaded")
 
 
-def planned(shards: Shards, view: LaneView, start: int, stop: int) -> Iterator[dict]:
-    """The samples of steps [start, stop) in order, as webdataset dictionaries: a source for `wds.DataPipeline`.
+def _bytes(part: _Part, start: int, end: int) -> bytes:
+    if part.data is None:
+        return storage.read(part.place.url, start, end)
+    return part.data[start - part.begin : end - part.begin]
+
+
+class Step(NamedTuple):
+    """One rank's share of a global step, with the block that holds each slot's sample on its way."""
+
+    number: int
+    slots: Slots
+    blocks: list[Future[Loaded]]
+
+
+def read_ahead_steps(order: Order) -> int:
+    """How many steps before its first use a block is read: few enough to hold at most half a block more per lane."""
+    return min(MAX_READ_AHEAD_STEPS, max(1, order.block // (2 * order.per_lane)))
+
+
+def resident_samples(order: Order, ranks: int, decoding_steps: int = 0) -> int:
+    """Encoded images that a rank holds at a time: a block per lane, and what is read ahead or being decoded."""
+    ahead = (read_ahead_steps(order) + decoding_steps) * order.per_lane
+    return order.lanes // ranks * (order.block + ahead)
+
+
+def steps(shards: Shards, order: Order, lanes: tuple[int, int], start: int, stop: int) -> Iterator[Step]:
+    """Steps [start, stop) of lanes [first, end), their blocks read ahead."""
+    waiting: deque[Step] = deque()
+    pool = ThreadPoolExecutor(READ_THREADS, "read")
+    try:
+        view = order.view(*lanes, opened=lambda samples: pool.submit(shards.load, samples))
+        for number in range(start, stop):
+            waiting.append(Step(number, view.step(number), view.handles))
+            if len(waiting) > read_ahead_steps(order):
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def planned(shards: Shards, order: Order, lanes: tuple[int, int], start: int, stop: int) -> Iterator[dict]:
+    """The samples of steps [start, stop) of lanes [first, end) in order, as webdataset dictionaries with all their members.
 
     `wds.DataPipeline(lambda: planned(...), wds.decode("rgb"), ...)` composes one's own stages after the planned order.
     """
-    for step in range(start, stop):
-        for epoch, sample in zip(*(column.tolist() for column in view.step(step)), strict=True):
-            raw = shards.read(sample)
-            yield {
-                "__key__": raw.key,
-                "__url__": shards.manifest.urls[int(np.searchsorted(shards.ends, sample, side="right"))],
-                "__epoch__": epoch,
-                "jpg": raw.image,
-                "cls": str(raw.label).encode(),
-            }
+    for step in steps(shards, order, lanes, start, stop):
+        for epoch, sample, block in zip(step.slots.epochs.tolist(), step.slots.samples.tolist(), step.blocks, strict=True):
+            key, members = block.result().members(sample)
+            yield {"__key__": key, "__url__": shards.place(sample).url, "__epoch__": epoch, **members}
+
+
+def where(shards: Shards, sample: int) -> str:
+    """`SHARD: sample KEY`, for messages."""
+    try:
+        key = shards.key(sample)
+    except DataError:
+        key = f"number {sample}"
+    return f"{shards.place(sample).url}: sample {key}"
