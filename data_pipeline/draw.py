@@ -52,6 +52,14 @@ class Draw:
         """A number in [low, high)."""
         return low + (high - low) * ((int(self._bits.random_raw()) >> 11) * _UNIT)
 
+    def integer(self, count: int) -> int:
+        """A whole number in [0, count), evenly but for count / 2^64."""
+        return int(self._bits.random_raw()) * count >> 64
+
+    def word(self) -> int:
+        """64 random bits, as a number that fits int64."""
+        return int(self._bits.random_raw()) - 2**63
+
     def beta(self, alpha: float) -> float:
         """Beta(alpha, alpha) by Johnk's rejection (1964), which needs uniforms only."""
         while True:

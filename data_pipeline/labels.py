@@ -55,4 +55,4 @@ def _value(content: bytes, field: str, where: str) -> str | int | None:
         value = json.loads(text).get(field)
     except (ValueError, AttributeError):
         raise DataError(f"{where}: its .json is not a JSON object") from None
-    return value if value is None or isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return value if value is None or (isinstance(value, int) and not isinstance(value, bool)) else str(value)

@@ -128,8 +128,8 @@ def share_lanes(weights: Sequence[float], lanes: int) -> list[int]:
     if counts.min() < 1:
         k = int(counts.argmin())
         raise DataError(
-            f"data.train: source number {k + 1} has {weights[k] / sum(weights):.2%} of the weight, less than one of the {lanes} "
-            "lanes; give it more weight, or raise data.lanes (at most train.global_batch)"
+            f"data.train: source number {k + 1} has {weights[k] / sum(weights):.2%} of the weight, less than one of the "
+            f"{lanes} lanes; give it more weight, or raise data.lanes (at most train.global_batch)"
         )
     return counts.tolist()
 

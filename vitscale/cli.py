@@ -192,10 +192,10 @@ def run_show(args: argparse.Namespace) -> int:
     print(recipe.dump(cfg))
     for name, value in numbers.items():
         print(f"# {name:<34}{'unknown until the data exist' if value is None else value}")
-    for name, shape, count in layers:
-        print(f"# {name:<34}{' x '.join(map(str, shape)):<16}{count:>12,}")
+    for name, shape, size in layers:
+        print(f"# {name:<34}{' x '.join(map(str, shape)):<16}{size:>12,}")
     if layers:
-        print(f"# {'all parameters':<50}{sum(count for *_, count in layers):>12,}")
+        print(f"# {'all parameters':<50}{sum(size for *_, size in layers):>12,}")
     return 0
 
 

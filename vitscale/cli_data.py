@@ -1,10 +1,11 @@
-"""`vitscale data ...`: the commands about shards."""
+"""`vitscale data ...`: the commands about shards; here those that make them."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from vitscale.arguments import Commands, add, count
+from vitscale.cli_inspect import add_inspect_commands
+from vitscale.cli_order import add_order_commands
 
 
 def add_data_commands(commands: Commands) -> None:
@@ -38,15 +39,8 @@ def add_data_commands(commands: Commands) -> None:
     index.add_argument("shards", nargs="+", type=Path, metavar="SHARD", help="webdataset tars, in the order that is to count")
     index.add_argument("--out", type=Path, required=True, help="manifest to write")
     index.add_argument("--classes", type=Path, help="text file with one class name per line")
-
-    verify = add(
-        commands,
-        "verify",
-        run_data_verify,
-        "read every byte and decode every image",
-        "vitscale data verify runs/data/digits/train.json",
-    )
-    verify.add_argument("manifest", help="manifest file")
+    add_inspect_commands(commands)
+    add_order_commands(commands)
 
 
 def run_data_build(args: argparse.Namespace) -> int:
@@ -56,7 +50,7 @@ def run_data_build(args: argparse.Namespace) -> int:
     splits = build.build(collection, args.out, args.val_fraction, args.shard_samples, args.seed)
     for manifest in splits.values():
         print(
-            f"{manifest.path}: {manifest.num_samples:,} images in {len(manifest.urls)} shards, {len(manifest.classes)} classes"
+            f"{manifest.location}: {manifest.num_samples:,} images in {len(manifest.urls)} shards, {len(manifest.classes)} classes"
         )
     return 0
 
@@ -66,18 +60,5 @@ def run_data_index(args: argparse.Namespace) -> int:
 
     classes = args.classes.read_text(errors="replace").splitlines() if args.classes else []
     manifest = list_shards(args.shards, args.out, classes)
-    print(f"{manifest.path}: {manifest.num_samples:,} images in {len(manifest.urls)} shards")
+    print(f"{manifest.location}: {manifest.num_samples:,} images in {len(manifest.urls)} shards")
     return 0
-
-
-def run_data_verify(args: argparse.Namespace) -> int:
-    from data_pipeline.manifest import read_manifest
-    from data_pipeline.verify import problems
-
-    manifest = read_manifest(args.manifest)
-    found = 0
-    for problem in problems(manifest):
-        print(problem, file=sys.stderr)
-        found += 1
-    print(f"{manifest.path}: {manifest.num_samples:,} images in {len(manifest.urls)} shards, {found} problems")
-    return 1 if found else 0
