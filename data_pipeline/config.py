@@ -121,8 +121,14 @@ class DataConfig(Section):
     bad_samples: BadSamplesConfig = BadSamplesConfig()
     """what happens when an image cannot be used"""
 
+    @property
+    def source_weights(self) -> list[float] | None:
+        """Of each training source; None = each counts by its number of images."""
+        weights = [source.weight for source in self.train if source.weight]
+        return weights or None
+
     @model_validator(mode="after")
-    def weights(self) -> Self:
+    def weights_of_all_or_none(self) -> Self:
         given = [source.weight is not None for source in self.train]
         if any(given) and not all(given):
             raise ValueError("train: give every source a weight, or none (then each counts by its number of images)")

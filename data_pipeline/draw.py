@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     MIX = 4
     SPLIT = 5
     DROPOUT = 6
+    REPLACE = 7
 
 
 def words(count: int, seed: int, purpose: Purpose, *counter: int) -> np.ndarray:

@@ -89,7 +89,7 @@ def members(shard: Path, name: str) -> Iterator[Member]:
                 if info.isdir():
                     continue
                 yield _member(tar, info, name)
-                tar.members = []  # or it keeps every header
+                tar.members = []  # type: ignore[attr-defined]  # or it keeps every header
             _check_end(shard, tar.offset, name)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{name}: not a readable tar ({error}); build it anew or remove it from the manifest") from error

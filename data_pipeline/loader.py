@@ -3,25 +3,28 @@
 Decoding and resizing release the interpreter lock, so threads do the work of processes without pickling or shared memory.
 """
 
+import dataclasses
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from data_pipeline.augment import eval_view, train_view
+from data_pipeline.bad_samples import BadSamples, Skip
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import decode
 from data_pipeline.draw import Draw, Purpose
-from data_pipeline.errors import DataError
-from data_pipeline.order import LaneView, Slots
-from data_pipeline.stream import Shards
+from data_pipeline.errors import BadSampleError, DataError
+from data_pipeline.mixplan import mix_plan
+from data_pipeline.order import Order, Slots
+from data_pipeline.stream import PREFETCH_STEPS, Loaded, Shards, steps, where
+from data_pipeline.views import EvalConfig, View, eval_view, train_view
 
-PREFETCH_STEPS = 2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,13 @@ class Batch:
     images_BHWC: torch.Tensor  # uint8
     labels_B: torch.Tensor  # int64
     flip_B: torch.Tensor  # bool
-    mix_B: torch.Tensor  # float32, mixup's weight of the slot's own image
+    erase_B4: torch.Tensor  # int32: y, x, height, width of the rectangle to erase; height 0 = none
+    noise_B: torch.Tensor  # int64, what the noise in that rectangle follows from
+    mix_B: torch.Tensor  # float32, weight of the slot's own image in mixup or cutmix
+    cut_B4: torch.Tensor  # int32: y, x, height, width of cutmix's rectangle; height 0 = mixup
     weight_B: torch.Tensor  # float32, 1 = counts, 0 = padding
     slots: Slots
+    skips: tuple[Skip, ...] = ()
 
     def split(self, size: int) -> Iterator["Batch"]:
         """Micro-batches of `size` slots."""
@@ -46,131 +53,177 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True), self.slots)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor], slots: Slots) -> "Batch":
-        tensors = {field.name: change(getattr(self, field.name)) for field in fields(self) if field.name != "slots"}
+        tensors: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if torch.is_tensor(value)}
         return Batch(**tensors, slots=slots)
 
 
-class View(NamedTuple):
-    """What becomes of one sample."""
+class Layout(NamedTuple):
+    """Whose share of every step it is, and what decodes it."""
 
-    pixels_HWC: np.ndarray
-    label: int
-    flip: bool
-
-
-class Loader:
-    """Iterable over batches; iterating starts the threads, leaving the iteration stops them."""
-
-    def __init__(
-        self, plans: Callable[[], Iterator["Plan"]], view: Callable[[int, int], View], size: int, threads: int, pin: bool
-    ) -> None:
-        self._plans, self._view, self._size, self._threads, self._pin = plans, view, size, threads, pin
-
-    def __iter__(self) -> Iterator[Batch]:
-        # One thread of torch each: the pool is the parallelism; a team of threads per resize would starve the launch thread.
-        pool = ThreadPoolExecutor(self._threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
-        waiting: deque[tuple[Plan, list[Future[View]]]] = deque()
-        try:
-            for plan in self._plans():
-                waiting.append((plan, [pool.submit(self._view, *slot) for slot in _slots(plan)]))
-                if len(waiting) > PREFETCH_STEPS:
-                    yield self._collect(*waiting.popleft())
-            while waiting:
-                yield self._collect(*waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _collect(self, plan: "Plan", views: list[Future[View]]) -> Batch:
-        count = len(plan.weight)
-        images = torch.zeros((count, self._size, self._size, 3), dtype=torch.uint8, pin_memory=self._pin)
-        labels, flip = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
-        pixels = images.numpy()
-        for slot, future in enumerate(views):
-            view = future.result()
-            pixels[slot], labels[slot], flip[slot] = view.pixels_HWC, view.label, view.flip
-        return Batch(images, labels, flip, torch.from_numpy(plan.mix), torch.from_numpy(plan.weight), plan.slots)
+    rank: int
+    ranks: int
+    threads: int
+    pin: bool = False  # page-locked memory, for a GPU
 
 
 class Plan(NamedTuple):
     """One batch before its samples are read."""
 
     slots: Slots
+    blocks: list[Future[Loaded]]  # by slot
     mix: np.ndarray  # float32
+    cut: np.ndarray  # int32 (slots, 4)
     weight: np.ndarray  # float32; slots beyond the samples are padding
 
 
-def _slots(plan: Plan) -> list[tuple[int, int]]:
-    return list(zip(plan.slots.epochs.tolist(), plan.slots.samples.tolist(), strict=True))
+class Sample(NamedTuple):
+    """A slot's share of a batch, before it is written there."""
+
+    view: View
+    label: int
+    skip: Skip | None = None
+
+
+Prepare = Callable[[Loaded, int, int], Sample]  # (block, epoch, sample number)
+
+
+class Loader:
+    """Iterable over batches; iterating starts the threads, leaving the iteration stops them."""
+
+    def __init__(self, plans: Callable[[], Generator[Plan]], prepare: Prepare, size: int, layout: Layout) -> None:
+        self._plans, self._prepare, self._size, self._layout = plans, prepare, size, layout
+
+    def __iter__(self) -> Iterator[Batch]:
+        # One thread of torch each: the pool is the parallelism; a team of threads per resize would starve the launch thread.
+        pool = ThreadPoolExecutor(self._layout.threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        waiting: deque[tuple[Batch, list[Future[Skip | None]]]] = deque()
+        plans = self._plans()
+        try:
+            for plan in plans:
+                waiting.append(self._submit(plan, pool))
+                if len(waiting) > PREFETCH_STEPS:
+                    yield _collect(*waiting.popleft())
+            while waiting:
+                yield _collect(*waiting.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            plans.close()  # cancels reads that decoding threads may wait for
+            pool.shutdown()
+
+    def _submit(self, plan: Plan, pool: ThreadPoolExecutor) -> tuple[Batch, list[Future[Skip | None]]]:
+        batch = _empty(plan, self._size, self._layout.pin)
+        slots = zip(plan.blocks, plan.slots.epochs.tolist(), plan.slots.samples.tolist(), strict=True)
+        return batch, [pool.submit(self._fill, batch, number, *slot) for number, slot in enumerate(slots)]
+
+    def _fill(self, batch: Batch, slot: int, block: Future[Loaded], epoch: int, sample: int) -> Skip | None:
+        view, label, skip = self._prepare(block.result(), epoch, sample)
+        batch.images_BHWC.numpy()[slot] = view.pixels_HWC
+        batch.labels_B[slot] = label
+        batch.flip_B[slot] = view.flip
+        batch.erase_B4[slot] = torch.tensor(view.erase)
+        batch.noise_B[slot] = view.noise
+        return skip
+
+
+def _empty(plan: Plan, size: int, pin: bool) -> Batch:
+    """The batch that the threads fill."""
+    count = len(plan.weight)
+
+    def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros((count, *shape), dtype=dtype, pin_memory=pin)
+
+    return Batch(
+        images_BHWC=zeros(size, size, 3, dtype=torch.uint8),
+        labels_B=zeros(dtype=torch.int64),
+        flip_B=zeros(dtype=torch.bool),
+        erase_B4=zeros(4, dtype=torch.int32),
+        noise_B=zeros(dtype=torch.int64),
+        mix_B=torch.from_numpy(plan.mix),
+        cut_B4=torch.from_numpy(plan.cut),
+        weight_B=torch.from_numpy(plan.weight),
+        slots=plan.slots,
+    )
+
+
+def _collect(batch: Batch, filled: list[Future[Skip | None]]) -> Batch:
+    skips = tuple(skip for future in filled if (skip := future.result()))
+    return dataclasses.replace(batch, skips=skips) if skips else batch
 
 
 def train_loader(
-    shards: Shards,
-    view: LaneView,
-    config: DataConfig,
-    size: int,
-    seed: int,
-    start: int,
-    stop: int,
-    threads: int,
-    pin: bool,
+    shards: Shards, order: Order, config: DataConfig, size: int, num_classes: int, seed: int, numbers: range, layout: Layout
 ) -> Loader:
-    """This rank's share of steps [start, stop), augmented."""
+    """A rank's share of the steps in `numbers`, augmented to size x size."""
+    lanes = order.lanes // layout.ranks
+    mine = layout.rank * lanes, (layout.rank + 1) * lanes
+    bad_samples = BadSamples(config.bad_samples, shards, seed)
 
-    def sample_view(epoch: int, sample: int) -> View:
-        draw = Draw(seed, Purpose.AUGMENT, epoch, sample)
-        pixels, label = _read(shards, sample)
-        return View(train_view(pixels, size, config, draw), label, config.augment.flip and draw.uniform() < 0.5)
+    def prepare(block: Loaded, epoch: int, sample: int) -> Sample:
+        def use(number: int) -> tuple[View, int]:
+            image, label = usable(block, number, num_classes)
+            return readable(lambda: train_view(image, size, config, Draw(seed, Purpose.AUGMENT, epoch, number))), label
 
-    def plans() -> Iterator[Plan]:
-        for step in range(start, stop):
-            slots = view.step(step)
-            first = view.first_lane * view.order.per_lane
-            mix = mix_weights(config, seed, step, first, len(slots.samples))
-            yield Plan(slots, mix, np.ones(len(slots.samples), np.float32))
+        (view, label), skip = bad_samples.use(block, epoch, sample, use)
+        return Sample(view, label, skip)
 
-    return Loader(plans, sample_view, size, threads, pin)
+    def plans() -> Generator[Plan]:
+        augment, group = config.augment, config.mix_group
+        for step in steps(shards, order, mine, numbers.start, numbers.stop):
+            first, count = mine[0] * order.per_lane, len(step.blocks)
+            mix, cut = mix_plan(augment.mixup, augment.cutmix, size, group, seed, step.number, first, count)
+            yield Plan(step.slots, step.blocks, mix, cut, np.ones(count, np.float32))
 
-
-def mix_weights(config: DataConfig, seed: int, step: int, first_slot: int, count: int) -> np.ndarray:
-    """Mixup's weight of each slot's own image, at least 1/2, one per group of `mix_group` slots of the global batch."""
-    if not config.augment.mixup:
-        return np.ones(count, np.float32)
-    groups = range(first_slot // config.mix_group, (first_slot + count) // config.mix_group)
-    weights = [Draw(seed, Purpose.MIX, step, group).beta(config.augment.mixup) for group in groups]
-    return np.repeat(np.asarray([max(w, 1 - w) for w in weights], np.float32), config.mix_group)
+    return Loader(plans, prepare, size, layout)
 
 
-class EvalView(Protocol):
-    """How an evaluated image is resized: part of a recipe's data section, and of a model's own record."""
-
-    @property
-    def eval_crop(self) -> float: ...
-    @property
-    def interpolation(self) -> Literal["bilinear", "bicubic"]: ...
-
-
-def eval_loader(
-    shards: Shards, config: EvalView, size: int, batch: int, rank: int, ranks: int, threads: int, pin: bool
-) -> Loader:
-    """Every sample exactly once over all ranks, in order; all ranks take equally many equal batches, padded with weight 0."""
-
-    def sample_view(_epoch: int, sample: int) -> View:
-        pixels, label = _read(shards, sample)
-        return View(eval_view(pixels, size, config.eval_crop, config.interpolation), label, False)
-
-    def plans() -> Iterator[Plan]:
-        for start in range(0, len(shards), batch * ranks):
-            samples = np.arange(start + rank * batch, min(start + (rank + 1) * batch, len(shards)), dtype=np.int64)
-            weight = np.zeros(batch, np.float32)
-            weight[: len(samples)] = 1
-            yield Plan(Slots(np.zeros_like(samples), samples), np.ones(batch, np.float32), weight)
-
-    return Loader(plans, sample_view, size, threads, pin)
+def usable(block: Loaded, sample: int, num_classes: int) -> tuple[bytes, int]:
+    """An encoded image and a label that exists."""
+    image, label = block.image(sample)
+    if not 0 <= label < num_classes:
+        raise BadSampleError(f"label {label} (-1 = none) is not within 0..{num_classes - 1}")
+    return image, label
 
 
-def _read(shards: Shards, sample: int) -> tuple[np.ndarray, int]:
-    raw = shards.read(sample)
+def readable(decoded: Callable[[], T]) -> T:
+    """What is made of an image's bytes."""
     try:
-        return decode(raw.image), raw.label
+        return decoded()
     except ValueError as error:
-        raise DataError(f"{shards.manifest.path}: sample {raw.key} (number {sample}): {error}") from error
+        raise BadSampleError(str(error)) from error
+
+
+def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_classes: int, layout: Layout) -> Loader:
+    """Every sample exactly once over all ranks, in order; all ranks take equally many equal batches, padded with weight 0.
+
+    A bad sample is an error here, whatever the policy: an accuracy on fewer images is another accuracy.
+    """
+
+    def prepare(block: Loaded, _epoch: int, sample: int) -> Sample:
+        try:
+            image, label = usable(block, sample, num_classes)
+            pixels = readable(lambda: eval_view(decode(image), size, config.eval_crop, config.interpolation))
+        except BadSampleError as error:
+            raise DataError(f"{where(shards, sample)}: {error}; evaluation needs every image: mend the shard") from error
+        return Sample(View(pixels), label)
+
+    def plans() -> Generator[Plan]:
+        with ThreadPoolExecutor(PREFETCH_STEPS, "read") as pool:
+            for start in range(layout.rank * batch, _padded(len(shards), batch * layout.ranks), batch * layout.ranks):
+                samples = np.arange(start, max(start, min(start + batch, len(shards))), dtype=np.int64)
+                blocks = [pool.submit(shards.load, samples)] * len(samples) if len(samples) else []
+                unmixed, uncut = np.ones(batch, np.float32), np.zeros((batch, 4), np.int32)
+                weight = (np.arange(batch) < len(samples)).astype(np.float32)
+                yield Plan(Slots(np.zeros_like(samples), samples), blocks, unmixed, uncut, weight)
+
+    return Loader(plans, prepare, size, layout)
+
+
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def preview(shards: Shards, sample: int, epoch: int, config: DataConfig, size: int, seed: int) -> np.ndarray:
+    """HWC uint8: a training image as the model will see it, before normalising, erasing and mixing."""
+    image, _ = shards.load(np.array([sample])).image(sample)
+    view = readable(lambda: train_view(image, size, config, Draw(seed, Purpose.AUGMENT, epoch, sample)))
+    return view.pixels_HWC[:, ::-1] if view.flip else view.pixels_HWC

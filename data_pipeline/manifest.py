@@ -149,7 +149,8 @@ def write_manifest(manifest: Manifest) -> None:
 
 def read_manifest(location: str) -> Manifest:
     """Read and check the form of a manifest (`Manifest.check` looks at the shards)."""
-    location = storage.absolute(str(location))
+    if not storage.is_remote(location):
+        location = str(storage.local_path(location).absolute())
     try:
         content = _File.model_validate_json(storage.read_all(location))
     except ValidationError as error:

@@ -3,6 +3,7 @@
 `planned` is a source for webdataset stages of one's own.
 """
 
+import hashlib
 import io
 import tarfile
 import zlib
@@ -22,6 +23,7 @@ from data_pipeline.order import Order, Slots
 
 READ_THREADS = 16  # reads under way at a time
 MAX_READ_AHEAD_STEPS = 8
+PREFETCH_STEPS = 2  # batches being decoded while one is used
 
 
 class RawSample(NamedTuple):
@@ -55,6 +57,12 @@ class Shards:
 
     def __len__(self) -> int:
         return int(self.ends[-1])
+
+    @property
+    def digest(self) -> str:
+        """Names the content of all manifests, in their order."""
+        digests = [manifest.digest for manifest in self.manifests]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def place(self, sample: int) -> Place:
         """Where the sample with this number lies."""
@@ -163,15 +171,14 @@ class Step(NamedTuple):
     blocks: list[Future[Loaded]]
 
 
-def read_ahead_steps(order: Order) -> int:
-    """How many steps before its first use a block is read: few enough to hold at most half a block more per lane."""
-    return min(MAX_READ_AHEAD_STEPS, max(1, order.block // (2 * order.per_lane)))
+def read_ahead_steps(per_lane: int, shuffle_block: int) -> int:
+    """How many steps before its first use a block is read: where possible so few that it is half a block more per lane."""
+    return min(MAX_READ_AHEAD_STEPS, max(1, shuffle_block // (2 * per_lane)))
 
 
-def resident_samples(order: Order, ranks: int, decoding_steps: int = 0) -> int:
-    """Encoded images that a rank holds at a time: a block per lane, and what is read ahead or being decoded."""
-    ahead = (read_ahead_steps(order) + decoding_steps) * order.per_lane
-    return order.lanes // ranks * (order.block + ahead)
+def resident_samples(lanes: int, per_lane: int, shuffle_block: int) -> int:
+    """Encoded images that the owner of `lanes` holds at a time: a block each, and what is read ahead or being decoded."""
+    return lanes * (shuffle_block + (read_ahead_steps(per_lane, shuffle_block) + PREFETCH_STEPS) * per_lane)
 
 
 def steps(shards: Shards, order: Order, lanes: tuple[int, int], start: int, stop: int) -> Iterator[Step]:
@@ -179,10 +186,11 @@ def steps(shards: Shards, order: Order, lanes: tuple[int, int], start: int, stop
     waiting: deque[Step] = deque()
     pool = ThreadPoolExecutor(READ_THREADS, "read")
     try:
+        ahead = read_ahead_steps(order.per_lane, order.block)
         view = order.view(*lanes, opened=lambda samples: pool.submit(shards.load, samples))
         for number in range(start, stop):
             waiting.append(Step(number, view.step(number), view.handles))
-            if len(waiting) > read_ahead_steps(order):
+            if len(waiting) > ahead:
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()

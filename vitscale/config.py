@@ -204,7 +204,11 @@ class HardwareConfig(Section):
     loader_threads: int | None = Field(None, ge=1)
     """decoding threads per rank; default: the cores of the machine shared between its ranks"""
     loader_memory_gib: float = Field(8.0, gt=0.0)
-    """start refuses when a rank's shuffle window (lanes * shuffle_block / ranks images) is larger"""
+    """start refuses when a rank would hold more encoded images of remote shards at a time (local ones are read in place)"""
+    cache_dir: str | None = None
+    """folder on a local disk that keeps what was read of remote shards, for all processes of the machine"""
+    cache_gib: float = Field(100.0, gt=0.0)
+    """size that the folder is kept below; what was not used for longest goes first"""
     peak_tflops: float | None = Field(None, gt=0.0)
     """stated peak of one device at `precision`, for speed/mfu; default: known for A100, H100 and H200"""
 
@@ -274,10 +278,10 @@ def micro_batch(cfg: RunConfig, ranks: int) -> int:
             f"(train.global_batch {cfg.train.global_batch} over {ranks} processes); allowed: {', '.join(map(str, below))}"
         )
     group = cfg.data.mix_group
-    if cfg.data.augment.mixup and size % group:
+    if cfg.data.augment.mixes and size % group:
         raise RecipeError(
-            f"data.mix_group: mixup pairs images in groups of {group}, which does not divide the micro-batch of {size}; "
-            "choose a data.mix_group that divides it, or another hardware.micro_batch"
+            f"data.mix_group: mixup and cutmix pair images in groups of {group}, which does not divide the micro-batch of "
+            f"{size}; choose a data.mix_group that divides it, or another hardware.micro_batch"
         )
     return size
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from data_pipeline.config import DataConfig
-from data_pipeline.loader import Batch, eval_loader
+from data_pipeline.loader import Batch, Layout, eval_loader
 from data_pipeline.manifest import read_manifest
 from data_pipeline.mixing import normalise
 from data_pipeline.stream import Shards
@@ -46,13 +46,12 @@ def summarise(sums: torch.Tensor) -> dict[str, float]:
 
 def evaluate_alone(pretrained: Pretrained, manifest: str, batch: int) -> dict[str, float]:
     """The same of a loaded model in this process, on the shards of a manifest."""
-    shards = Shards(read_manifest(manifest))
-    info = pretrained.info
-    shards.manifest.check()
-    shards.manifest.check_labels(info.model.num_classes)
-    shards.manifest.check_classes(info.classes, "the model")
-    threads = len(os.sched_getaffinity(0))
-    batches = eval_loader(shards, info, info.model.image_size, batch, rank=0, ranks=1, threads=threads, pin=False)
+    info, listed = pretrained.info, read_manifest(manifest)
+    listed.check()
+    listed.check_labels(info.model.num_classes)
+    listed.check_classes(info.classes, "the model")
+    layout = Layout(rank=0, ranks=1, threads=len(os.sched_getaffinity(0)))
+    batches = eval_loader(Shards(listed), info, info.model.image_size, batch, info.model.num_classes, layout)
     return summarise(count_all(pretrained.model, batches, info, torch.float32, torch.device("cpu")))
 
 

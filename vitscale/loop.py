@@ -15,6 +15,7 @@ from vitscale.config import RunConfig
 from vitscale.duration import Duration
 from vitscale.engine import Engine
 from vitscale.evaluate import evaluate
+from vitscale.ledger import Ledger
 from vitscale.loss import LOSSES, smooth
 from vitscale.meter import Meter
 from vitscale.progress import TrainProgress
@@ -61,14 +62,18 @@ def fit(
 ) -> bool:
     """Train until the last step, or a stop that all ranks agree on; True = the last step was reached. Call on every rank."""
     losses, meter = Losses(), Meter.of(cfg, engine.world.device, engine.world.size)
+    ledger = Ledger(run.ledger, cfg.data.bad_samples, engine.world, state.step)
     with TrainProgress(cfg.name, state.step, cadence.total, engine.world.is_main) as progress:
         for batch in meter.waiting(batches):
             losses.add(train_step(engine, batch, cfg, state, cadence))
+            ledger.note(state.step, batch.skips)
             meter.step()
             last = state.step == cadence.total
             log_now, eval_now, save_now = (last or due(state.step, n) for n in (cadence.log, cadence.eval, cadence.save))
             stopping = losses.settle(state, keep=0 if log_now or eval_now or save_now else 1)
             progress.update(state.step, losses.latest, meter.images_per_s(), meter.seconds_left(cadence.total - state.step))
+            if log_now or save_now or stopping:
+                ledger.settle(state)
             if log_now:
                 tracker.log(state.step, "train", report(engine, state, meter, cfg, cadence), total_fingerprint(state, engine))
             if eval_now and val is not None:
@@ -137,7 +142,8 @@ def report(engine: Engine, state: TrainState, meter: Meter, cfg: RunConfig, cade
     loss = state.loss_sum / max(state.loss_steps, 1)
     state.loss_sum, state.loss_steps = 0.0, 0
     lr = learning_rate(state.step - 1, cfg.optim.lr, cfg.optim.schedule, cadence.warmup, cadence.total)
-    return {"train/loss": loss, "train/lr": lr, "train/grad_norm": engine.grad_norm, **meter.report()}
+    skipped = {"data/skipped": state.skipped} if cfg.data.bad_samples.policy == "replace" else {}
+    return {"train/loss": loss, "train/lr": lr, "train/grad_norm": engine.grad_norm, **skipped, **meter.report()}
 
 
 def total_fingerprint(state: TrainState, engine: Engine) -> str:

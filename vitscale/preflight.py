@@ -1,9 +1,13 @@
 """What can be found wrong before any process starts. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from data_pipeline.config import SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, read_manifest
+from data_pipeline.order import share_lanes
+from data_pipeline.storage import is_remote
+from data_pipeline.stream import resident_samples
 from vitscale.config import RunConfig, grad_accum
 from vitscale.errors import LaunchError, RecipeError
 from vitscale.rundir import RunDir
@@ -18,15 +22,18 @@ def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> Origin | No
     check_launch(cfg, ranks, environ)
     run = RunDir(cfg)
     run.check(cfg)
-    train = check_source(cfg, "train")
+    train = [check_source(source, "data.train", cfg) for source in cfg.data.train]
+    for manifest in train[1:]:
+        manifest.check_classes(train[0].classes, "the first source of data.train")
     check_loader_memory(cfg, train, ranks)
-    if cfg.train.total.to_steps(cfg.train.global_batch, train.num_samples) < 1:
+    samples = sum(manifest.num_samples for manifest in train)
+    if cfg.train.total.to_steps(cfg.train.global_batch, samples) < 1:
         raise RecipeError(
-            f"train.total: comes to no step of {cfg.train.global_batch} images ({train.num_samples} in an epoch); "
-            "make it longer"
+            f"train.total: comes to no step of {cfg.train.global_batch} images ({samples} in an epoch); make it longer"
         )
+    share_lanes(cfg.data.source_weights or [manifest.num_samples for manifest in train], cfg.lanes)
     if cfg.data.val:
-        check_source(cfg, "val").check_classes(train.classes, "data.train")
+        check_source(cfg.data.val, "data.val", cfg).check_classes(train[0].classes, "data.train")
     if cfg.init is None:
         return None
     return fetch_init(cfg.init, cfg.model, run.init, tracking_uri(cfg.tracking, cfg.runs))
@@ -55,23 +62,26 @@ def check_launch(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> None
         )
 
 
-def check_source(cfg: RunConfig, split: str) -> Manifest:
-    """The shards of data.train or data.val are all there, as listed, with labels that the head knows."""
-    source = getattr(cfg.data, split)
+def check_source(source: SourceConfig, key: str, cfg: RunConfig) -> Manifest:
+    """The shards are all there, as listed, with labels that the head knows."""
     manifest = read_manifest(source.manifest)
     if source.samples and source.samples != manifest.num_samples:
         raise DataError(
-            f"data.{split}.samples: the recipe says {source.samples}, {manifest.path} has {manifest.num_samples}; correct the "
+            f"{key}.samples: the recipe says {source.samples}, {manifest.location} has {manifest.num_samples}; correct the "
             "recipe, or build the missing shards"
         )
     manifest.check()
-    manifest.check_labels(cfg.model.num_classes)
+    replaced = key == "data.train" and cfg.data.bad_samples.policy == "replace"
+    manifest.check_labels(cfg.model.num_classes, replaced)
     return manifest
 
 
-def check_loader_memory(cfg: RunConfig, train: Manifest, ranks: int) -> None:
-    """The shuffle window of one rank fits its budget."""
-    window = window_bytes(cfg, ranks, int(train.bytes.sum()) / train.num_samples)
+def check_loader_memory(cfg: RunConfig, train: Sequence[Manifest], ranks: int) -> None:
+    """What one rank holds of remote shards fits its budget. Local shards are read where they lie."""
+    if not any(is_remote(manifest.shard(0)) for manifest in train):
+        return
+    image_bytes = sum(int(manifest.bytes.sum()) for manifest in train) / sum(manifest.num_samples for manifest in train)
+    window = window_bytes(cfg, ranks, image_bytes)
     if window > cfg.hardware.loader_memory_gib * 2**30:
         raise RecipeError(
             f"data.shuffle_block: {cfg.lanes} lanes x {cfg.data.shuffle_block} samples over {ranks} processes need "
@@ -81,5 +91,6 @@ def check_loader_memory(cfg: RunConfig, train: Manifest, ranks: int) -> None:
 
 
 def window_bytes(cfg: RunConfig, ranks: int, image_bytes: float = IMAGE_BYTES) -> float:
-    """Encoded images that one rank shuffles among: lanes * shuffle_block / ranks of them."""
-    return cfg.lanes * cfg.data.shuffle_block / ranks * image_bytes
+    """Encoded images that one rank holds at a time: its shuffle blocks, and what is read ahead and being decoded."""
+    per_lane = cfg.train.global_batch // cfg.lanes
+    return resident_samples(cfg.lanes // ranks, per_lane, cfg.data.shuffle_block) * image_bytes

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data_pipeline.augment import eval_view
 from data_pipeline.decode import to_rgb
 from data_pipeline.mixing import normalise
+from data_pipeline.views import eval_view
 from vitscale.config import ModelConfig
 from vitscale.errors import ModelError
 from vitscale.model.vit import ViT

@@ -149,7 +149,7 @@ def _node(node: yaml.Node, source: str, prefix: str, origins: Origins) -> Any:
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node.value) if node.style is None else node.value
     if isinstance(node, yaml.SequenceNode):
-        return [_node(item, source, prefix, origins) for item in node.value]
+        return [_node(item, source, f"{prefix}.{number}", origins) for number, item in enumerate(node.value)]
     values: dict = {}
     for key_node, value_node in node.value:
         key = str(key_node.value)
@@ -181,6 +181,8 @@ def _explain(error: ValidationError, file: Path, origins: Origins) -> str:
 def _explain_one(problem: dict, file: Path, origins: Origins) -> str:
     """Where, found, allowed, for one problem that pydantic found."""
     location = [str(part) for part in problem["loc"]]
+    if location[:3] == ["data", "train", "0"] and "data.train.0" not in {".".join(key.split(".")[:3]) for key in origins}:
+        del location[2]  # a single source stands there without a list
     dotted = ".".join(location)
     where = next((origins[key] for key in _prefixes(dotted) if key in origins), str(file))
     if problem["type"] == "extra_forbidden":
@@ -204,6 +206,8 @@ def _fields_at(location: list[str]) -> list[str]:
     """The keys that the section at a location knows."""
     section: Any = RunConfig
     for name in location:
+        if name.isdigit():  # an item of a list of sections, whose kind is known already
+            continue
         field = next((f for key, f in section.model_fields.items() if name in (key, f.alias)), None)
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -23,6 +23,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.recipe = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.ledger = self.path / "data_ledger.jsonl"
         self.model_info = self.path / "model.json"
         self.mlflow_run_id = self.path / "mlflow_run_id"
         self.init = self.path / "init"
@@ -79,12 +80,19 @@ class RunDir:
 
 
 def _science(cfg: RunConfig) -> dict:
-    """What decides the result. Where the shards lie does not; checkpoints hold the digest of what is in them."""
+    """What decides the result. Where shards lie does not (checkpoints hold the digest of what is in them), nor limits."""
     values = cfg.model_dump(include=set(SCIENCE), by_alias=True)
-    for source in (values["data"]["train"], values["data"]["val"] or {}):
+    for source in _sources(values["data"]):
         source.pop("manifest", None)
         source.pop("samples", None)
+    for limit in ("max_fraction", "max_run"):
+        values["data"]["bad_samples"].pop(limit)
     return values
+
+
+def _sources(data: dict) -> list[dict]:
+    train = data["train"] if isinstance(data["train"], list) else [data["train"]]
+    return [*train, data["val"] or {}]
 
 
 def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:

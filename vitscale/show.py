@@ -1,8 +1,9 @@
 """What a recipe comes to: its values and the arithmetic that follows from them. Imports no torch."""
 
-from pathlib import Path
 from typing import Any
 
+from data_pipeline import storage
+from data_pipeline.config import SourceConfig
 from data_pipeline.manifest import read_manifest
 from vitscale.config import RunConfig, grad_accum, micro_batch
 from vitscale.duration import Duration
@@ -40,18 +41,22 @@ def derived(cfg: RunConfig, ranks: int) -> dict[str, Any]:
 
 def num_samples(cfg: RunConfig) -> int | None:
     """Training images, as the recipe states or else the manifest, if it is there."""
-    source = cfg.data.train
-    if source.samples or not Path(source.manifest).exists():
+    counts = [_samples(source) for source in cfg.data.train]
+    return sum(count for count in counts if count) if all(counts) else None
+
+
+def _samples(source: SourceConfig) -> int | None:
+    if source.samples or not storage.exists(source.manifest):
         return source.samples
     return read_manifest(source.manifest).num_samples
 
 
 def image_bytes(cfg: RunConfig) -> float:
     """Mean size of an encoded training image, or an ImageNet JPEG's where the shards are not there."""
-    if not Path(cfg.data.train.manifest).exists():
+    if not all(storage.exists(source.manifest) for source in cfg.data.train):
         return IMAGE_BYTES
-    manifest = read_manifest(cfg.data.train.manifest)
-    return float(manifest.bytes.sum()) / manifest.num_samples
+    manifests = [read_manifest(source.manifest) for source in cfg.data.train]
+    return sum(float(manifest.bytes.sum()) for manifest in manifests) / sum(manifest.num_samples for manifest in manifests)
 
 
 def layers(cfg: RunConfig) -> list[tuple[str, tuple[int, ...], int]]:

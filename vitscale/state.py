@@ -15,7 +15,8 @@ class TrainState:
     loss_sum: float = 0.0  # of the steps since the last point of the curves
     loss_steps: int = 0
     num_updates: float = 0.0  # updates applied by the optimiser
-    data: str = ""  # digest of the training manifest
+    skipped: int = 0  # images that were replaced, of all ranks
+    data: str = ""  # digest of the training manifests
 
     def dump(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"

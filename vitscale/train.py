@@ -13,16 +13,21 @@ if __name__ == "__main__":  # first of all: the imports below take seconds in wh
     if os.environ.get("RANK", "0") == "0":
         print("loading torch and deepspeed", flush=True)
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from safetensors.torch import load_file
 
-from data_pipeline.loader import Loader, eval_loader, train_loader
+from data_pipeline.cache import Cache
+from data_pipeline.config import SourceConfig
+from data_pipeline.loader import Layout, Loader, eval_loader, train_loader
 from data_pipeline.manifest import read_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
 from vitscale import preflight, publish, recipe
 from vitscale.checkpoint import complete, restore
-from vitscale.config import RunConfig, grad_accum, micro_batch
+from vitscale.config import HardwareConfig, RunConfig, grad_accum, micro_batch
 from vitscale.engine import Engine
 from vitscale.errors import USER_ERRORS, TrackingError
 from vitscale.loop import Cadence, fit
@@ -42,12 +47,12 @@ def main(cfg: RunConfig) -> None:
     with World(cfg.hardware, cfg.seed) as world:
         say(f"{cfg.name}: {world.size} {'process is' if world.size == 1 else 'processes are'} up", world.is_main)
         run, origin = open_run(cfg, world)
-        train, val = Shards(read_manifest(cfg.data.train.manifest)), build_val_loader(cfg, world)
+        train, val = open_shards(cfg.data.train, cfg.hardware), build_val_loader(cfg, world)
         cadence = Cadence.of(cfg, len(train))
         with Tracker(cfg, run, world.is_main, origin.run_id if origin else None) as tracker:
             model = build_model(cfg, run, world)
             engine = build_engine(model, cfg, world)
-            state = restore(run, engine, train.manifest.digest)
+            state = restore(run, engine, train.digest)
             announce(cfg, state, cadence, engine)
             batches = build_train_loader(train, cfg, state.step, cadence.total, world)
             finished = fit(cfg, cadence, engine, batches, val, state, run, tracker)
@@ -64,7 +69,7 @@ def open_run(cfg: RunConfig, world: World) -> tuple[RunDir, Origin | None]:
             run.claim()
             origin = preflight.check(cfg, world.size, os.environ)
             replace_text(run.recipe, recipe.dump(cfg))
-            classes = list(read_manifest(cfg.data.train.manifest).classes)
+            classes = list(read_manifest(cfg.data.train[0].manifest).classes)
             replace_text(run.model_info, ModelInfo.of(cfg.model, cfg.data, classes).dump())
             run.write_status("running")
     return run, world.broadcast(origin)
@@ -84,26 +89,31 @@ def build_engine(model: ViT, cfg: RunConfig, world: World) -> Engine:
     return Engine(model, cfg.optim, cfg.hardware, micro, accum, world)
 
 
+def open_shards(sources: Sequence[SourceConfig], hardware: HardwareConfig) -> Shards:
+    """The shards of all sources, in their order."""
+    cache = Cache(Path(hardware.cache_dir).expanduser(), round(hardware.cache_gib * 2**30)) if hardware.cache_dir else None
+    return Shards([read_manifest(source.manifest) for source in sources], cache)
+
+
 def build_train_loader(train: Shards, cfg: RunConfig, start: int, stop: int, world: World) -> Loader:
     """This rank's share of steps [start, stop)."""
-    order = Order(train.manifest.samples, cfg.train.global_batch, cfg.lanes, cfg.data.shuffle_block, cfg.seed)
-    lanes = cfg.lanes // world.size
-    view = order.view(world.rank * lanes, (world.rank + 1) * lanes)
-    pin = world.device.type == "cuda"
-    return train_loader(train, view, cfg.data, cfg.model.image_size, cfg.seed, start, stop, loader_threads(cfg, world), pin)
+    sizes = [manifest.samples for manifest in train.manifests]
+    order = Order(sizes, cfg.train.global_batch, cfg.lanes, cfg.data.shuffle_block, cfg.seed, cfg.data.source_weights)
+    model, numbers = cfg.model, range(start, stop)
+    return train_loader(train, order, cfg.data, model.image_size, model.num_classes, cfg.seed, numbers, layout(cfg, world))
 
 
 def build_val_loader(cfg: RunConfig, world: World) -> Loader | None:
     """This rank's share of the held-out images."""
     if cfg.data.val is None:
         return None
-    shards, pin = Shards(read_manifest(cfg.data.val.manifest)), world.device.type == "cuda"
-    threads = loader_threads(cfg, world)
-    return eval_loader(shards, cfg.data, cfg.model.image_size, cfg.eval.batch, world.rank, world.size, threads, pin)
+    shards, model = open_shards([cfg.data.val], cfg.hardware), cfg.model
+    return eval_loader(shards, cfg.data, model.image_size, cfg.eval.batch, model.num_classes, layout(cfg, world))
 
 
-def loader_threads(cfg: RunConfig, world: World) -> int:
-    return cfg.hardware.loader_threads or world.cores
+def layout(cfg: RunConfig, world: World) -> Layout:
+    """Which share of the data this rank takes, and what decodes it."""
+    return Layout(world.rank, world.size, cfg.hardware.loader_threads or world.cores, pin=world.device.type == "cuda")
 
 
 def announce(cfg: RunConfig, state: TrainState, cadence: Cadence, engine: Engine) -> None:

@@ -1,0 +1,87 @@
+"""Images that cannot be used: what takes their place, and when there are too many."""
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from data_pipeline.config import BadSamplesConfig
+from data_pipeline.draw import Purpose, permutation
+from data_pipeline.errors import BadSampleError, DataError
+from data_pipeline.stream import Loaded, Shards, where
+
+SETTLED = 10_000  # images seen before the fraction of bad ones means something
+
+T = TypeVar("T")
+
+
+class Skip(NamedTuple):
+    """A slot whose own image could not be used; a line of the ledger."""
+
+    epoch: int
+    key: str
+    shard: str
+    reason: str
+    replaced_by: str  # key
+
+
+class BadSamples:
+    """Applies a policy to the samples of one rank; safe for threads."""
+
+    def __init__(self, config: BadSamplesConfig, shards: Shards, seed: int) -> None:
+        self.config, self.shards, self.seed = config, shards, seed
+        self._bad: set[int] = set()
+        self._lock = threading.Lock()
+
+    def use(self, block: Loaded, epoch: int, sample: int, make: Callable[[int], T]) -> tuple[T, Skip | None]:
+        """`make(sample)`, or of another sample of its block when that raises BadSampleError and the policy is to replace.
+
+        The candidates follow from (seed, epoch, sample) and the block, so they are the same on every layout. A block that
+        could not be read is no bad sample: that error goes on.
+        """
+        try:
+            return make(sample), None
+        except BadSampleError as error:
+            if self.config.policy == "fail":
+                raise DataError(
+                    f"{where(self.shards, sample)}: {error} (or go on with another image: data.bad_samples.policy=replace)"
+                ) from error
+            return self._replace(block, epoch, sample, str(error), make)
+
+    def _replace(self, block: Loaded, epoch: int, sample: int, reason: str, make: Callable[[int], T]) -> tuple[T, Skip]:
+        self._note(sample)
+        others = [other for other in block if other != sample]
+        for number in permutation(len(others), self.seed, Purpose.REPLACE, epoch, sample):
+            try:
+                made = make(others[number])
+            except BadSampleError:
+                self._note(others[number])
+                continue
+            key, by = self.shards.key(sample), self.shards.key(others[number])
+            return made, Skip(epoch, key, self.shards.place(sample).url, reason, by)
+        raise DataError(
+            f"{where(self.shards, sample)}: {reason}; and no image of its shuffle block of {len(others) + 1} can take its "
+            "place; look at the shard with `vitscale data verify`"
+        )
+
+    def _note(self, sample: int) -> None:
+        with self._lock:
+            self._bad.add(sample)
+            first = last = sample
+            while first - 1 in self._bad:
+                first -= 1
+            while last + 1 in self._bad:
+                last += 1
+        if last - first + 1 > self.config.max_run:
+            raise DataError(
+                f"{where(self.shards, sample)}: {last - first + 1} bad images in a row, data.bad_samples.max_run allows "
+                f"{self.config.max_run}; a part of the shard is damaged: copy it anew, or raise the limit"
+            )
+
+
+def check_fraction(config: BadSamplesConfig, skipped: int, samples: int) -> None:
+    """Not more images of all ranks were replaced than allowed, of those seen so far (counted as SETTLED at least)."""
+    if skipped > config.max_fraction * max(samples, SETTLED):
+        raise DataError(
+            f"data.bad_samples.max_fraction: {skipped:,} of {samples:,} images could not be used, {config.max_fraction:.3%} "
+            "are allowed; data_ledger.jsonl in the run directory names them; mend the shards, or raise the limit and start again"
+        )

@@ -1,0 +1,56 @@
+"""What becomes of one encoded image: pixels of the model's size, and what the device does to them."""
+
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from data_pipeline import decode
+from data_pipeline.augment import crop_box, resize
+from data_pipeline.config import DataConfig
+from data_pipeline.draw import Draw
+from data_pipeline.erasing import erase_box
+from data_pipeline.photometric import augment
+from data_pipeline.simplecrop import simple_crop
+
+
+class View(NamedTuple):
+    """One slot of a batch."""
+
+    pixels_HWC: np.ndarray  # uint8
+    flip: bool = False
+    erase: tuple[int, int, int, int] = (0, 0, 0, 0)  # y, x, height, width; height 0 = nothing
+    noise: int = 0  # what the noise in that rectangle follows from
+
+
+def train_view(image: bytes, size: int, config: DataConfig, draw: Draw) -> View:
+    """A random crop of size x size, its colours and shapes changed as the recipe says."""
+    options = config.augment
+    if options.crop == "simple":
+        pixels = simple_crop(decode.decode(image), size, config.interpolation, draw)
+    else:
+        box = crop_box(*decode.size(image), options.crop_area, options.crop_ratio, draw)
+        pixels = resize(decode.decode(image, box), size, size, config.interpolation)
+    pixels = augment(pixels, options, draw)
+    flip = options.flip and draw.uniform() < 0.5
+    if not options.erase:
+        return View(pixels, flip)
+    return View(pixels, flip, erase_box(size, size, options.erase, draw), draw.word())
+
+
+class EvalConfig(Protocol):
+    """How an evaluated image is resized: part of a recipe's data section, and of a model's own record."""
+
+    @property
+    def eval_crop(self) -> float: ...
+    @property
+    def interpolation(self) -> Literal["bilinear", "bicubic"]: ...
+
+
+def eval_view(image_HWC: np.ndarray, size: int, eval_crop: float, interpolation: str) -> np.ndarray:
+    """The short side resized to size / eval_crop, then the centre of size x size."""
+    height, width, _ = image_HWC.shape
+    scale = round(size / eval_crop) / min(height, width)
+    height, width = max(size, round(height * scale)), max(size, round(width * scale))
+    resized = resize(np.ascontiguousarray(image_HWC), height, width, interpolation)
+    y, x = (height - size) // 2, (width - size) // 2
+    return resized[y : y + size, x : x + size]

@@ -1,0 +1,44 @@
+"""`data_ledger.jsonl`: which images could not be used, by step, for all ranks."""
+
+import json
+from pathlib import Path
+
+from data_pipeline.bad_samples import Skip, check_fraction
+from data_pipeline.config import BadSamplesConfig
+from vitscale.rundir import replace_text
+from vitscale.state import TrainState
+from vitscale.world import World
+
+
+class Ledger:
+    """Collects what the ranks skipped. A run that goes on at a step forgets what was noted after it. Call on every rank."""
+
+    def __init__(self, path: Path, config: BadSamplesConfig, world: World, step: int) -> None:
+        self.path, self.config, self.world = path, config, world
+        self._pending: list[dict] = []
+        if world.is_main and path.exists():
+            kept = [line for line in path.read_text().splitlines(keepends=True) if _complete(line) and _step(line) <= step]
+            replace_text(path, "".join(kept))
+
+    def note(self, step: int, skips: tuple[Skip, ...]) -> None:
+        """What this rank skipped in the step that ended as number `step`."""
+        self._pending += [{"step": step, **skip._asdict()} for skip in skips]
+
+    def settle(self, state: TrainState) -> None:
+        """Write what all ranks noted, count it, and stop the run when it is too much. Call on every rank."""
+        lines = sorted((line for lines in self.world.gather(self._pending) for line in lines), key=lambda line: line["step"])
+        self._pending = []
+        state.skipped += len(lines)
+        with self.world.alone():
+            if self.world.is_main and lines:
+                with self.path.open("a") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in lines)
+                check_fraction(self.config, state.skipped, state.samples)
+
+
+def _complete(line: str) -> bool:
+    return line.endswith("}\n")  # a kill may cut the last one
+
+
+def _step(line: str) -> int:
+    return json.loads(line)["step"]
