@@ -20,7 +20,7 @@ def prepare(batch: Batch, config: DataConfig, num_classes: int, dtype: torch.dty
     targets_BC = F.one_hot(batch.labels_B, num_classes).float()
     if augment.erase:
         images_BCHW = erase(images_BCHW, batch.erase_B4, batch.noise_B)
-    if augment.mixup or augment.cutmix:
+    if augment.mixes:
         weight_BHW = own_weight(batch.mix_B, batch.cut_B4, *images_BCHW.shape[2:])
         images_BCHW = mix(images_BCHW, weight_BHW[:, None], config.mix_group)
         targets_BC = mix(targets_BC, batch.mix_B[:, None], config.mix_group)
@@ -41,9 +41,9 @@ def erase(images_BCHW: torch.Tensor, box_B4: torch.Tensor, word_B: torch.Tensor)
 
 
 def own_weight(mix_B: torch.Tensor, cut_B4: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """float32 weight_BHW of the slot's own pixels: 0 inside and 1 outside its cutmix box, without one mix_B everywhere."""
+    """float32 weight_BHW of the slot's own pixels: 0 inside and 1 outside its cutmix box, mix_B everywhere without one."""
     outside_BHW = (~inside(cut_B4, height, width)).float()
-    return torch.where(cut_B4.any(1)[:, None, None], outside_BHW, mix_B[:, None, None])
+    return torch.where((cut_B4[:, 2] > 0)[:, None, None], outside_BHW, mix_B[:, None, None])
 
 
 def inside(box_B4: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ def mix_plan(
     """(weights, boxes) of `count` slots of a global step: float32 shares of each slot's own image, int32 cutmix boxes.
 
     `mixup` and `cutmix` are alphas of Beta(alpha, alpha), 0 = off; with both on, a group takes either with probability 1/2.
-    All slots of a group of `mix_group` have the same. A box is (y, x, height, width) of a size x size image, all 0 = mixup.
+    All slots of a group of `mix_group` have the same. A box is (y, x, height, width) of a size x size image, height 0 = mixup.
     """
     if not (mixup or cutmix):
         return np.ones(count, np.float32), np.zeros((count, 4), np.int32)

@@ -14,7 +14,7 @@ _ORDERS = tuple(itertools.permutations(range(len(_ENHANCERS))))
 
 
 def augment(image_HWC: np.ndarray, config: AugmentConfig, draw: Draw) -> np.ndarray:
-    """uint8 pixels of the model's size -> the same, changed as the recipe asks, in the order of the list above reversed."""
+    """uint8 pixels of the model's size -> as many, changed as the recipe asks: 3-Augment, then jitter, then RandAugment."""
     if not (config.three_augment or config.color_jitter or config.randaugment_layers):
         return image_HWC
     image = Image.fromarray(image_HWC)
@@ -36,7 +36,7 @@ def three_augment(image: Image.Image, draw: Draw) -> Image.Image:
 
 
 def color_jitter(image: Image.Image, jitter: float, draw: Draw) -> Image.Image:
-    """Brightness, contrast and saturation times factors in [1 - jitter, 1 + jitter], in any order, as torchvision's ColorJitter."""
+    """Brightness, contrast and saturation times factors in [1 - jitter, 1 + jitter], in any order, as torchvision does it."""
     for number in _ORDERS[draw.integer(len(_ORDERS))]:
         image = _ENHANCERS[number](image).enhance(draw.uniform(max(0.0, 1 - jitter), 1 + jitter))
     return image

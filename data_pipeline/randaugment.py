@@ -6,6 +6,7 @@ Source: big_vision `pp/autoaugment.py` of 2022. Where Pillow's own operation is 
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
@@ -32,7 +33,8 @@ def randaugment(image: Image.Image, layers: int, magnitude: float, draw: Draw) -
 
 def autocontrast(image: Image.Image) -> Image.Image:
     """Each channel stretched to 0..255, in float32 and truncated, so that the brightest pixel may become 254."""
-    tables = [_stretch(*extrema) for extrema in image.getextrema()]
+    extrema = cast(tuple[tuple[int, int], ...], image.getextrema())  # one pair for one channel, pairs for several
+    tables = [_stretch(low, high) for low, high in extrema]
     return image.point(np.concatenate(tables).tolist())
 
 
@@ -92,7 +94,8 @@ def affine(
 ) -> Image.Image:
     """Pixel (x, y) of the result is the one nearest to (row_x . (x, y, 1), row_y . (x, y, 1)), grey outside.
 
-    Ties go up. Pillow counts from the corners of pixels, and computes its AFFINE with 16 binary places only.
+    A half rounds up; the source's rounds away from zero, which differs at -1/2: one pixel at the border of some rows. Pillow
+    counts from the corners of pixels, and computes its AFFINE with 16 binary places only.
     """
     rows = ((a, b, c + (1 - a - b) / 2 + _TIE) for a, b, c in (row_x, row_y))
     coefficients = (*next(rows), *next(rows), 0, 0)

@@ -51,7 +51,7 @@ def test_words_are_philox_keyed_by_seed_and_purpose(seed, counter):
 
 def test_purposes_keep_their_numbers():
     """They are part of every key: another number is another order of samples in every run there is."""
-    numbers = {"SHARDS": 1, "BLOCK": 2, "AUGMENT": 3, "MIX": 4, "SPLIT": 5, "DROPOUT": 6}
+    numbers = {"SHARDS": 1, "BLOCK": 2, "AUGMENT": 3, "MIX": 4, "SPLIT": 5, "DROPOUT": 6, "REPLACE": 7}
     assert {purpose.name: purpose.value for purpose in Purpose} == numbers
 
 
@@ -88,6 +88,20 @@ def test_uniform_has_range_mean_and_variance_of_the_uniform_law(low, high):
     assert high - width / 1000 < values.max() < high
     assert abs(values.mean() - (low + high) / 2) < 4 * width / math.sqrt(12 * len(values))
     assert abs(values.var() / (width**2 / 12) - 1) < 4 * math.sqrt(0.8 / len(values))  # var of a sample variance: 4/5 sigma^4
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16, 1000, 2**40 + 1])
+def test_integers_are_the_scaled_words(count):
+    draw = Draw(4, Purpose.AUGMENT, 1)
+    found = [draw.integer(count) for _ in range(20)]
+    assert found == [word * count // 2**64 for word in reference_words(20, 4, 3, 1)]
+
+
+def test_words_of_a_draw_fit_int64_and_are_its_stream():
+    draw = Draw(4, Purpose.AUGMENT, 1)
+    found = np.array([draw.word() for _ in range(20)], np.int64)
+    assert (found.astype(object) + 2**63).tolist() == reference_words(20, 4, 3, 1)
+    assert found.min() < 0 < found.max()
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.5, 0.8, 1.0, 2.0])

@@ -1,4 +1,4 @@
-"""Flips, normalisation and mixup against numpy in float64."""
+"""Flips, normalisation, erasing, mixup and cutmix against numpy in float64."""
 
 import numpy as np
 import pytest
@@ -7,24 +7,34 @@ import torch
 from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig
 from data_pipeline.loader import Batch
 from data_pipeline.mixing import mix, normalise, prepare
+from data_pipeline.noise import normal_noise
 from data_pipeline.order import Slots
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def config(mixup: float = 0.0, mix_group: int = 4) -> DataConfig:
+BOXES = [(0, 0, 0, 0), (1, 2, 3, 2), (0, 0, 6, 5), (4, 0, 2, 5)]  # y, x, height, width; of 6 x 5 pixels
+
+
+def config(mix_group: int = 4, **augment: float) -> DataConfig:
     return DataConfig(
-        train=SourceConfig(manifest=""), mean=MEAN, std=STD, mix_group=mix_group, augment=AugmentConfig(mixup=mixup)
+        train=(SourceConfig(manifest=""),), mean=MEAN, std=STD, mix_group=mix_group, augment=AugmentConfig(**augment)
     )
 
 
-def batch(count: int = 8, group: int = 4) -> Batch:
+def batch(count: int = 8, group: int = 4, cut: bool = False) -> Batch:
+    """With `cut` every other group has a box of cutmix."""
     rng = np.random.default_rng(0)
+    boxes = [BOXES[1 + number % 3] if cut and number % 2 else BOXES[0] for number in range(count // group)]
+    own = [1 - box[2] * box[3] / 30 if box[2] else rng.uniform(0.5, 1) for box in boxes]
     return Batch(
         images_BHWC=torch.from_numpy(rng.integers(0, 256, (count, 6, 5, 3), np.uint8)),
         labels_B=torch.from_numpy(rng.integers(0, 7, count)),
         flip_B=torch.from_numpy(rng.random(count) < 0.5),
-        mix_B=torch.from_numpy(np.repeat(rng.uniform(0.5, 1, count // group), group).astype(np.float32)),
+        erase_B4=torch.tensor(BOXES * (count // 4), dtype=torch.int32),
+        noise_B=torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, count)),
+        mix_B=torch.from_numpy(np.repeat(own, group).astype(np.float32)),
+        cut_B4=torch.from_numpy(np.repeat(boxes, group, axis=0).astype(np.int32)),
         weight_B=torch.ones(count),
         slots=Slots(np.zeros(count, np.int64), np.arange(count)),
     )
@@ -62,14 +72,14 @@ def test_normalise_is_the_closed_form_of_every_level():
 def test_mix_is_the_neighbours_of_each_group(group, shape):
     rng = np.random.default_rng(1)
     values, weights = rng.normal(size=shape), rng.random(8)
-    found = mix(torch.from_numpy(values), torch.from_numpy(weights), group)
+    found = mix(torch.from_numpy(values), torch.from_numpy(weights).view(8, *(1,) * (len(shape) - 1)), group)
     assert np.abs(found.numpy() - reference_mix(values, weights, group)).max() < 1e-15
 
 
 def test_mix_keeps_the_sum_of_a_group_with_one_weight():
     values = torch.from_numpy(np.random.default_rng(2).normal(size=(12, 3)))
     weights = torch.tensor([0.7, 0.9, 0.5], dtype=torch.float64).repeat_interleave(4)
-    assert torch.allclose(mix(values, weights, 4).view(3, 4, 3).sum(1), values.view(3, 4, 3).sum(1), atol=1e-14)
+    assert torch.allclose(mix(values, weights[:, None], 4).view(3, 4, 3).sum(1), values.view(3, 4, 3).sum(1), atol=1e-14)
 
 
 def test_prepared_images_are_flipped_and_normalised():
@@ -90,12 +100,71 @@ def test_mixup_mixes_images_and_targets_alike(group):
     assert np.abs(targets.double().numpy().sum(1) - 1).max() < 1e-6
 
 
-def test_mixup_of_a_micro_batch_is_its_part_of_the_whole():
+def painted(boxes: torch.Tensor) -> np.ndarray:
+    """BHW: 1 inside, 0 outside."""
+    masks = np.zeros((len(boxes), 6, 5))
+    for mask, (y, x, h, w) in zip(masks, boxes.tolist(), strict=True):
+        mask[y : y + h, x : x + w] = 1
+    return masks
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.8])
+def test_cutmix_pastes_the_neighbours_box_and_mixes_targets_by_its_area(mixup):
+    b = batch(16, group=2, cut=True)
+    images, targets = prepare(b, config(mix_group=2, mixup=mixup, cutmix=1.0), 7, torch.float32)
+    own, cut = reference_images(b), painted(b.cut_B4)[:, None]
+    neighbour = reference_mix(own, np.zeros(16), 2)
+    weights = b.mix_B.double().numpy()
+    has_box = b.cut_B4.numpy().any(1)[:, None, None, None]
+    expected = np.where(has_box, np.where(cut == 1, neighbour, own), reference_mix(own, weights, 2))
+    assert np.abs(images.double().numpy() - expected).max() < 1e-5
+    assert np.abs(targets.double().numpy() - reference_mix(np.eye(7)[b.labels_B.numpy()], weights, 2)).max() < 1e-6
+    assert np.abs(1 - cut.mean((1, 2, 3)) - weights)[has_box[:, 0, 0, 0]].max() < 1e-6
+
+
+def test_pasted_pixels_are_the_neighbours_exactly():
+    b = batch(8, group=4, cut=True)
+    images, _ = prepare(b, config(cutmix=1.0), 7, torch.float32)
+    plain, _ = prepare(b, config(), 7, torch.float32)
+    y, x, h, w = b.cut_B4[4].tolist()
+    assert torch.equal(images[4, :, y : y + h, x : x + w], plain[5, :, y : y + h, x : x + w])
+    assert torch.equal(images[4, :, :y], plain[4, :, :y])
+
+
+def test_erased_pixels_are_noise_of_the_sample_and_the_others_stay():
+    b = batch()
+    images, _ = prepare(b, config(erase=0.25), 7, torch.float32)
+    plain, _ = prepare(b, config(), 7, torch.float32)
+    erased = torch.from_numpy(painted(b.erase_B4) == 1)[:, None].expand_as(images)
+    assert torch.equal(images[~erased], plain[~erased])
+    assert torch.equal(images[erased], normal_noise(b.noise_B, 3, 6, 5)[erased])
+
+
+def test_erasing_comes_before_mixing():
+    b = batch()
+    erased, _ = prepare(b, config(erase=0.25), 7, torch.float32)
+    images, _ = prepare(b, config(erase=0.25, mixup=0.2), 7, torch.float32)
+    expected = reference_mix(erased.double().numpy(), b.mix_B.double().numpy(), 4)
+    assert np.abs(images.double().numpy() - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("augment", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0, "erase": 0.25}])
+def test_a_micro_batch_is_its_part_of_the_whole(augment):
     """Groups do not reach across micro-batches."""
-    whole_images, whole_targets = prepare(batch(), config(mixup=0.2), 7, torch.float32)
-    parts = [prepare(part, config(mixup=0.2), 7, torch.float32) for part in batch().split(4)]
+    b = batch(16, cut=True)
+    whole_images, whole_targets = prepare(b, config(**augment), 7, torch.float32)
+    parts = [prepare(part, config(**augment), 7, torch.float32) for part in b.split(4)]
     assert torch.equal(torch.cat([images for images, _ in parts]), whole_images)
     assert torch.equal(torch.cat([targets for _, targets in parts]), whole_targets)
+
+
+def test_nothing_waits_for_the_device():
+    """Tensors without data: whatever asks for a value raises."""
+    b = batch().to(torch.device("meta"))
+    images, targets = prepare(b, config(mixup=0.8, cutmix=1.0, erase=0.25), 7, torch.bfloat16)
+    assert (images.shape, targets.shape) == ((8, 3, 6, 5), (8, 7))
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        b.mix_B.max().item()
 
 
 def test_without_mixup_the_weights_are_ignored():
@@ -112,6 +181,6 @@ def test_images_take_the_type_asked_for_and_targets_stay_float32():
 
 def test_the_batch_is_not_changed():
     b = batch()
-    prepare(b, config(mixup=0.2), 7, torch.float32)
+    prepare(b, config(mixup=0.2, erase=0.25), 7, torch.float32)
     assert torch.equal(b.images_BHWC, batch().images_BHWC)
     assert torch.equal(b.labels_B, batch().labels_B)
