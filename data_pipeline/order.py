@@ -9,12 +9,15 @@ ranks, workers or restarts, so resuming at a step is asking for that step; see d
 
 import functools
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipeline.draw import Purpose, permutation
 from data_pipeline.errors import DataError
+
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread any run of consecutive lanes evenly (three gaps)
 
 
 class Slots(NamedTuple):
@@ -110,7 +113,7 @@ class Order:
         epoch = (position * source.lanes + own) // source.num_samples
         enter = source.enter(epoch, own)
         length = source.enter(epoch + 1, own) - enter
-        shift = lane * self.block // self.lanes  # spreads the lanes' block boundaries, and so the reads, over steps
+        shift = (lane * GOLDEN & 2**64 - 1) * self.block >> 64  # spreads the reads of every rank's lanes over steps
         index = (position - enter + shift) // self.block
         start = max(index * self.block - shift, 0)
         end = min((index + 1) * self.block - shift, length)
@@ -121,17 +124,18 @@ class Order:
 
 def share_lanes(weights: Sequence[float], lanes: int) -> list[int]:
     """Lanes of each source, in proportion to its weight, by largest remainder; the earlier source wins a tie."""
-    exact = np.asarray(weights, float) / sum(weights) * lanes
-    counts = np.floor(exact).astype(int)
-    for k in np.argsort(counts - exact, kind="stable")[: lanes - counts.sum()]:
+    total = sum(map(Fraction, weights))
+    exact = [Fraction(weight) * lanes / total for weight in weights]  # floats would break ties by their rounding
+    counts = [int(share) for share in exact]
+    for k in sorted(range(len(counts)), key=lambda k: counts[k] - exact[k])[: lanes - sum(counts)]:
         counts[k] += 1
-    if counts.min() < 1:
-        k = int(counts.argmin())
+    if min(counts) < 1:
+        k = counts.index(min(counts))
         raise DataError(
             f"data.train: source number {k + 1} has {weights[k] / sum(weights):.2%} of the weight, less than one of the "
             f"{lanes} lanes; give it more weight, or raise data.lanes (at most train.global_batch)"
         )
-    return counts.tolist()
+    return counts
 
 
 def interleave(counts: Sequence[int]) -> np.ndarray:
