@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
+from pydantic_core import from_json
 
 from data_pipeline import storage
 from data_pipeline.config import Section
@@ -152,15 +153,13 @@ def read_manifest(location: str) -> Manifest:
     if not storage.is_remote(location):
         location = str(storage.local_path(location).absolute())
     try:
-        content = _File.model_validate_json(storage.read_all(location))
-    except ValidationError as error:
-        first = error.errors()[0]
-        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise DataError(f"{location}: not a manifest ({found}); write it anew with `vitscale data index`") from None
+        content = _File.model_validate(from_json(storage.read_all(location)))  # model_validate_json would hold it twice
     except DataError as error:
         raise DataError(
             f"{location}: no manifest to read ({error}); write it with `vitscale data build` or `vitscale data index`"
         ) from None
+    except ValueError as error:
+        raise DataError(f"{location}: not a manifest ({_said(error)}); write it anew with `vitscale data index`") from None
     shards = content.shards
     if len({len(getattr(shards, name)) for name in _Shards.model_fields}) != 1 or not sum(shards.samples):
         raise DataError(f"{location}: its columns must be equally long and list at least one sample; write it anew")
@@ -178,3 +177,10 @@ def read_manifest(location: str) -> Manifest:
         index_dir=content.index_dir,
         built=content.built,
     )
+
+
+def _said(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
