@@ -214,9 +214,9 @@ def test_all_operations_are_drawn_alike():
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
 def test_both_signs_are_as_likely(name):
-    image, count = noise(12, 12), 1500
-    positive, negative = (result.tobytes() for result in expected(name, image, 1.0))
-    found = Counter(pixels(OPS[name](Image.fromarray(image), 0.1, draws(number))) for number in range(count))
+    image, count = noise(24, 24), 1500
+    positive, negative = (result.tobytes() for result in expected(name, image, 2.0))
+    found = Counter(pixels(OPS[name](Image.fromarray(image), 0.2, draws(number))) for number in range(count))
     assert found[positive] + found[negative] == count
     assert abs(found[positive] - found[negative]) < 4 * math.sqrt(count)
 
