@@ -194,8 +194,10 @@ def steps(shards: Shards, order: Order, lanes: tuple[int, int], start: int, stop
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
-    finally:
+    except BaseException:  # nobody will want what is not read yet
         pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown(wait=False)
 
 
 def planned(shards: Shards, order: Order, lanes: tuple[int, int], start: int, stop: int) -> Iterator[dict]:
