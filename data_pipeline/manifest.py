@@ -42,8 +42,10 @@ class Manifest:
     @functools.cached_property
     def digest(self) -> str:
         """Names the content: SHA-256 over the shards' own sums and sizes, wherever they lie."""
-        lines = (f"{sha} {count}\n" for sha, count in zip(self.sha256, self.samples.tolist(), strict=True))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for sha, count in zip(self.sha256, self.samples.tolist(), strict=True):
+            digest.update(f"{sha} {count}\n".encode())
+        return digest.hexdigest()
 
     def shard(self, number: int) -> str:
         """Path or URL of a shard."""

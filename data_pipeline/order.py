@@ -71,8 +71,9 @@ class Source:
 
     def _permute_shards(self, epoch: int) -> EpochOrder:
         order = permutation(len(self.sizes), self.seed, Purpose.SHARDS, epoch, self.number)
-        ends = np.cumsum(self.sizes[order])
-        return EpochOrder(ends, self.first[order] - (ends - self.sizes[order]))
+        sizes = self.sizes[order]
+        ends = np.cumsum(sizes)
+        return EpochOrder(ends, self.first[order] + sizes - ends)
 
 
 class Order:
