@@ -1,35 +1,42 @@
-"""Crops and sizes of images."""
+"""Changes of what a crop looks like, in the workers: RandAugment, 3-Augment, colour jitter."""
 
-import math
+import itertools
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from data_pipeline.decode import Box
+from data_pipeline.config import AugmentConfig
 from data_pipeline.draw import Draw
+from data_pipeline.randaugment import randaugment
+
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+_ORDERS = tuple(itertools.permutations(range(len(_ENHANCERS))))
 
 
-def crop_box(width: int, height: int, area: tuple[float, float], ratio: tuple[float, float], draw: Draw) -> Box:
-    """An inception crop (Szegedy et al. 2015, section 6): area uniform, log aspect ratio uniform, ten tries, else the centre.
-
-    `area` is a range of fractions of the image, `ratio` of width / height.
-    """
-    log_ratio = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        pixels = width * height * draw.uniform(*area)
-        aspect = math.exp(draw.uniform(*log_ratio))
-        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
-        x, y = draw.uniform(), draw.uniform()
-        if 0 < w <= width and 0 < h <= height:
-            return Box(int(x * (width - w + 1)), int(y * (height - h + 1)), w, h)
-    aspect = min(max(width / height, ratio[0]), ratio[1])
-    w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
-    return Box((width - w) // 2, (height - h) // 2, w, h)
+def augment(image_HWC: np.ndarray, config: AugmentConfig, draw: Draw) -> np.ndarray:
+    """uint8 pixels of the model's size -> as many, changed as the recipe asks: 3-Augment, then jitter, then RandAugment."""
+    if not (config.three_augment or config.color_jitter or config.randaugment_layers):
+        return image_HWC
+    image = Image.fromarray(image_HWC)
+    if config.three_augment:
+        image = three_augment(image, draw)
+    if config.color_jitter:
+        image = color_jitter(image, config.color_jitter, draw)
+    return np.asarray(randaugment(image, config.randaugment_layers, config.randaugment_magnitude, draw))
 
 
-def resize(image_HWC: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    """Antialiased resize of uint8 pixels -> HWC uint8."""
-    pixels = torch.from_numpy(image_HWC).permute(2, 0, 1)[None]  # a channels-last view: the fast path of torch's kernel
-    resized = F.interpolate(pixels, (height, width), mode=interpolation, antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+def three_augment(image: Image.Image, draw: Draw) -> Image.Image:
+    """One of grey, solarize and blur (Touvron et al. 2022, "DeiT III", section 3)."""
+    choice = draw.integer(3)
+    if choice == 0:
+        return image.convert("L").convert("RGB")
+    if choice == 1:
+        return ImageOps.solarize(image, 128)
+    return image.filter(ImageFilter.GaussianBlur(draw.uniform(0.1, 2.0)))
+
+
+def color_jitter(image: Image.Image, jitter: float, draw: Draw) -> Image.Image:
+    """Brightness, contrast and saturation times factors in [1 - jitter, 1 + jitter], in any order, as torchvision does it."""
+    for number in _ORDERS[draw.integer(len(_ORDERS))]:
+        image = _ENHANCERS[number](image).enhance(draw.uniform(max(0.0, 1 - jitter), 1 + jitter))
+    return image
