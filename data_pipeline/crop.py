@@ -1,4 +1,4 @@
-"""Crops and sizes of images."""
+"""Crops of images, and their size."""
 
 import math
 
@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from data_pipeline.decode import Box
 from data_pipeline.draw import Draw
+
+PAD = 4  # pixels reflected on every side before a simple crop
 
 
 def crop_box(width: int, height: int, area: tuple[float, float], ratio: tuple[float, float], draw: Draw) -> Box:
@@ -33,3 +35,22 @@ def resize(image_HWC: np.ndarray, height: int, width: int, interpolation: str) -
     pixels = torch.from_numpy(image_HWC).permute(2, 0, 1)[None]  # a channels-last view: the fast path of torch's kernel
     resized = F.interpolate(pixels, (height, width), mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
+
+
+def simple_crop(image_HWC: np.ndarray, size: int, interpolation: str, draw: Draw) -> np.ndarray:
+    """The short side resized to `size`, PAD pixels reflected on every side, a crop of size x size anywhere: HWC uint8.
+
+    Source: Touvron et al. 2022, "DeiT III", section 3.
+    """
+    height, width, _ = image_HWC.shape
+    short = min(height, width)
+    resized = resize(np.ascontiguousarray(image_HWC), size * height // short, size * width // short, interpolation)
+    rows, columns = (_window(length, size, draw) for length in resized.shape[:2])
+    return resized.take(rows, axis=0).take(columns, axis=1)
+
+
+def _window(length: int, size: int, draw: Draw) -> np.ndarray:
+    """`size` consecutive pixel numbers of a side that is reflected at both ends."""
+    padded = np.pad(np.arange(length), PAD, "reflect")
+    start = draw.integer(len(padded) - size + 1)
+    return padded[start : start + size]

@@ -132,15 +132,18 @@ def _empty(plan: Plan, size: int, pin: bool) -> Batch:
     def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros((count, *shape), dtype=dtype, pin_memory=pin)
 
+    def known(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).pin_memory() if pin else torch.from_numpy(values)
+
     return Batch(
         images_BHWC=zeros(size, size, 3, dtype=torch.uint8),
         labels_B=zeros(dtype=torch.int64),
         flip_B=zeros(dtype=torch.bool),
         erase_B4=zeros(4, dtype=torch.int32),
         noise_B=zeros(dtype=torch.int64),
-        mix_B=torch.from_numpy(plan.mix),
-        cut_B4=torch.from_numpy(plan.cut),
-        weight_B=torch.from_numpy(plan.weight),
+        mix_B=known(plan.mix),
+        cut_B4=known(plan.cut),
+        weight_B=known(plan.weight),
         slots=plan.slots,
     )
 

@@ -5,12 +5,11 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from data_pipeline import decode
-from data_pipeline.augment import crop_box, resize
+from data_pipeline.augment import augment
 from data_pipeline.config import DataConfig
+from data_pipeline.crop import crop_box, resize, simple_crop
 from data_pipeline.draw import Draw
 from data_pipeline.erasing import erase_box
-from data_pipeline.photometric import augment
-from data_pipeline.simplecrop import simple_crop
 
 
 class View(NamedTuple):

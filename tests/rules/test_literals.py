@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.augment import resize
+from data_pipeline.crop import resize
 from data_pipeline.config import DataConfig, Section
 from vitscale.config import HardwareConfig, OptimConfig, RunConfig, ScheduleConfig, TrainConfig
 from vitscale.engine import DTYPES

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from data_pipeline.augment import augment, color_jitter, three_augment
 from data_pipeline.draw import Draw, Purpose
-from data_pipeline.photometric import augment, color_jitter, three_augment
 from data_pipeline.randaugment import randaugment
 
 

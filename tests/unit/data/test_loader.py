@@ -3,39 +3,47 @@
 import io
 import math
 import re
+import tarfile
 import threading
+import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sharding import list_tars, write_shards, write_tar
 
-from data_pipeline.build import list_shards
-from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig
+from data_pipeline.bad_samples import check_fraction
+from data_pipeline.config import AugmentConfig, BadSamplesConfig, DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.loader import Batch, Loader, eval_loader, mix_weights, train_loader
+from data_pipeline.loader import Batch, Layout, Loader, eval_loader, preview, train_loader
 from data_pipeline.manifest import Manifest
-from data_pipeline.order import LaneView, Order
-from data_pipeline.stream import Shards
+from data_pipeline.order import Order
+from data_pipeline.stream import Shards, resident_samples
 
-GLOBAL_BATCH, LANES, SIZE, STEPS = 16, 8, 16, 5
-TENSORS = ("images_BHWC", "labels_B", "flip_B", "mix_B", "weight_B")
-
-
-def config(**augment: object) -> DataConfig:
-    return DataConfig(train=SourceConfig(manifest=""), mix_group=4, augment=AugmentConfig(**augment))
+GLOBAL_BATCH, LANES, SIZE, STEPS, NUM_CLASSES = 16, 8, 16, 5, 3
+TENSORS = ("images_BHWC", "labels_B", "flip_B", "erase_B4", "noise_B", "mix_B", "cut_B4", "weight_B")
 
 
-MIXED = config(mixup=0.2)
+def config(bad_samples: dict | None = None, **augment: object) -> DataConfig:
+    return DataConfig(
+        train=({"manifest": ""},),
+        mix_group=4,
+        augment=AugmentConfig(**augment),
+        bad_samples=BadSamplesConfig(**bad_samples or {}),
+    )
+
+
+MIXED = config(mixup=0.2, cutmix=0.5, erase=0.5)
 
 
 def loader(
     manifest: Manifest, rank: int = 0, ranks: int = 1, cfg: DataConfig = MIXED, start: int = 0, threads: int = 2, seed: int = 0
 ) -> Loader:
-    lanes = LANES // ranks
-    view = Order(manifest.samples, GLOBAL_BATCH, LANES, 4, seed).view(rank * lanes, (rank + 1) * lanes)
-    return train_loader(Shards(manifest), view, cfg, SIZE, seed, start, STEPS, threads, pin=False)
+    order, steps = Order([manifest.samples], GLOBAL_BATCH, LANES, 4, seed), range(start, STEPS)
+    return train_loader(Shards(manifest), order, cfg, SIZE, NUM_CLASSES, seed, steps, Layout(rank, ranks, threads))
 
 
 def columns(batch: Batch) -> list[np.ndarray]:
@@ -76,12 +84,12 @@ def test_iterating_again_gives_the_same_batches(train, global_batches):
 
 def test_another_seed_gives_other_flips_crops_and_weights(train, global_batches):
     other = [columns(batch) for batch in loader(train, seed=1)]
-    for column in (0, 2, 3):
+    for column in (0, 2, 3, 4, 5, 6):
         assert not np.array_equal(other[0][column], global_batches[0][column])
 
 
 def test_batches_follow_the_order_and_the_labels_of_the_tars(train, tar_contents):
-    view, contents = Order(train.samples, GLOBAL_BATCH, LANES, 4, 0).view(0, LANES), tar_contents(train)
+    view, contents = Order([train.samples], GLOBAL_BATCH, LANES, 4, 0).view(0, LANES), tar_contents(train)
     for step, batch in enumerate(loader(train)):
         slots = view.step(step)
         assert batch.slots.samples.tolist() == slots.samples.tolist()
@@ -96,7 +104,7 @@ def squares(write_tar, tmp_path, encode, picture) -> Manifest:
     members = []
     for number in range(12):
         members += [(f"s{number}.png", encode(picture(24, 24, number), "PNG")), (f"s{number}.cls", b"%d" % (number % 3))]
-    return list_shards([write_tar("squares.tar", members)], tmp_path / "squares.json", [])
+    return list_tars([write_tar("squares.tar", members)], tmp_path / "squares.json")
 
 
 def test_a_crop_of_everything_is_the_image_resized_by_pillow(squares, picture):
@@ -123,22 +131,8 @@ def test_half_of_the_images_are_flipped_and_none_without_flip(squares):
     assert not torch.cat([batch.flip_B for batch in loader(squares, cfg=config(flip=False))]).any()
 
 
-def test_mix_weights_are_one_per_group_at_least_half_and_of_the_beta_law():
-    weights = mix_weights(config(mixup=1.0), 0, 5, 0, 4 * 5000).reshape(-1, 4)
-    assert (weights == weights[:, :1]).all()
-    assert weights.min() >= 0.5
-    assert weights.max() <= 1
-    assert abs(weights[:, 0].mean() - 0.75) < 4 * 0.25 / math.sqrt(3 * 5000)  # Beta(1, 1) folded: uniform in [1/2, 1]
-    assert len(np.unique(weights)) > 4950  # some of 5000 meet in float32
-
-
-def test_mix_weights_change_with_the_step_and_are_one_without_mixup():
-    assert not np.array_equal(mix_weights(MIXED, 0, 1, 0, 64), mix_weights(MIXED, 0, 2, 0, 64))
-    assert mix_weights(config(), 0, 1, 0, 8).tolist() == [1.0] * 8
-
-
 def evaluated(manifest: Manifest, batch: int, rank: int = 0, ranks: int = 1) -> list[Batch]:
-    return list(eval_loader(Shards(manifest), config(), SIZE, batch, rank, ranks, threads=2, pin=False))
+    return list(eval_loader(Shards(manifest), config(), SIZE, batch, NUM_CLASSES, Layout(rank, ranks, threads=2)))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
@@ -169,7 +163,7 @@ def test_held_out_images_are_pillows_resized_centre_and_never_flipped(train, tar
 
 
 def test_held_out_images_may_be_gone_through_again(train):
-    batches = eval_loader(Shards(train), config(), SIZE, 10, 0, 1, threads=2, pin=False)
+    batches = eval_loader(Shards(train), config(), SIZE, 10, NUM_CLASSES, Layout(0, 1, threads=2))
     first, second = [columns(batch) for batch in batches], [columns(batch) for batch in batches]
     assert_same(second, first)
     assert len(first) == 3
@@ -182,11 +176,11 @@ def one_broken(write_tar, tmp_path, encode, picture) -> Manifest:
     members = []
     for number in range(16):
         members += [(f"key{number}.jpg", image[:99] if number == 11 else image), (f"key{number}.cls", b"0")]
-    return list_shards([write_tar("broken.tar", members)], tmp_path / "broken.json", [])
+    return list_tars([write_tar("broken.tar", members)], tmp_path / "broken.json")
 
 
 def test_an_undecodable_image_stops_training_and_evaluation_by_name(one_broken):
-    message = rf"{re.escape(str(one_broken.path))}: sample key11 \(number 11\)"
+    message = rf"{re.escape(one_broken.shard(0))}: sample key11: .*"
     with pytest.raises(DataError, match=message):
         list(loader(one_broken))
     with pytest.raises(DataError, match=message):
@@ -195,14 +189,14 @@ def test_an_undecodable_image_stops_training_and_evaluation_by_name(one_broken):
 
 
 def test_batches_before_an_undecodable_image_are_still_delivered(one_broken):
-    batches = iter(eval_loader(Shards(one_broken), config(), SIZE, 4, 0, 1, threads=1, pin=False))
+    batches = iter(eval_loader(Shards(one_broken), config(), SIZE, 4, NUM_CLASSES, Layout(0, 1, threads=1)))
     assert [next(batches).slots.samples.tolist() for _ in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     with pytest.raises(DataError, match="key11"):
         next(batches)
 
 
 def decoding_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(("decode", "read"))]
 
 
 def test_leaving_early_stops_the_threads(train):
@@ -215,24 +209,28 @@ def test_leaving_early_stops_the_threads(train):
 
 def test_the_end_stops_the_threads(train):
     assert len(list(loader(train))) == STEPS
+    deadline = time.monotonic() + 5
+    while decoding_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert decoding_threads() == []
 
 
-def test_two_steps_are_read_ahead(train):
-    """Memory is bounded however fast the threads are."""
-    planned = []
+def test_reading_ahead_is_bounded(tmp_path):
+    """However fast the threads are: a block per lane, half a block ahead, and two batches being decoded."""
+    manifest, loaded = write_shards(tmp_path, [4000]), []
 
-    class Counting(LaneView):
-        def step(self, step):
-            planned.append(step)
-            return super().step(step)
+    class Counting(Shards):
+        def load(self, samples):
+            loaded.append(len(samples))
+            return super().load(samples)
 
-    view = Counting(Order(train.samples, GLOBAL_BATCH, LANES, 4, 0), 0, LANES)
-    batches = iter(train_loader(Shards(train), view, config(), SIZE, 0, 0, 100, 2, pin=False))
-    next(batches)
-    assert planned == [0, 1, 2]
-    next(batches)
-    assert planned == [0, 1, 2, 3]
+    order = Order([manifest.samples], 4, 2, 40, 0)
+    batches = iter(train_loader(Counting(manifest), order, config(), 8, NUM_CLASSES, 0, range(900), Layout(0, 1, threads=2)))
+    for step in range(200):
+        next(batches)
+        time.sleep(0.001)
+        used = (step + 1) * 4
+        assert sum(loaded) - used <= 2 * (2 * 40) + resident_samples(2, 2, 40) - 2 * 40
     batches.close()
 
 
@@ -249,3 +247,85 @@ def test_a_batch_on_a_device_is_the_same_batch(train, global_batches):
     assert_same([columns(first.to(torch.device("cpu")))], global_batches[:1])
     moved = first.to(torch.device("meta"))
     assert {getattr(moved, name).device.type for name in TENSORS} == {"meta"}
+
+
+REPLACE = {"policy": "replace"}
+
+
+def test_a_bad_image_is_replaced_and_every_other_slot_stays(one_broken):
+    cfg, contents = config(REPLACE), {}
+    whole = write_same_without_damage(one_broken)
+    for batch, undamaged in zip(loader(one_broken, cfg=cfg), loader(whole, cfg=cfg), strict=True):
+        bad = batch.slots.samples == 11
+        assert len(batch.skips) == bad.sum()
+        assert {(skip.key, skip.shard) for skip in batch.skips} <= {("key11", one_broken.shard(0))}
+        same = (batch.images_BHWC == undamaged.images_BHWC).flatten(1).all(1).numpy()
+        assert same[~bad].all()
+        for slot in bad.nonzero()[0]:
+            contents[int(batch.slots.epochs[slot])] = batch.labels_B[slot].item(), batch.skips[0].replaced_by
+    assert contents
+    for label, key in contents.values():
+        assert label == int(key.removeprefix("key")) % 3 != 11 % 3 or key != "key11"
+
+
+def write_same_without_damage(broken: Manifest) -> Manifest:
+    """The image with a readable one's bytes in its place."""
+    with tarfile.open(broken.shard(0)) as tar:
+        members = [(info.name, tar.extractfile(info).read()) for info in tar]
+    whole = dict(members)["key0.jpg"]
+    folder = Path(broken.shard(0)).parent / "whole"
+    folder.mkdir()
+    same = [(name, whole if name == "key11.jpg" else content) for name, content in members]
+    return list_tars([write_tar(folder / "broken.tar", same)], folder / "broken.json")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_replacements_do_not_depend_on_the_layout(one_broken, ranks):
+    def everything(ranks: int) -> list:
+        parts = [list(loader(one_broken, rank, ranks, config(REPLACE))) for rank in range(ranks)]
+        return [
+            ([skip for part in step for skip in part.skips], torch.cat([part.images_BHWC for part in step]).numpy().tobytes())
+            for step in zip(*parts, strict=True)
+        ]
+
+    assert everything(ranks) == everything(1)
+    assert any(skips for skips, _ in everything(1))
+
+
+def test_a_label_that_does_not_exist_is_replaced_too(train):
+    cfg = config(REPLACE)
+    order = Order([train.samples], GLOBAL_BATCH, LANES, 4, 0)
+    batches = list(train_loader(Shards(train), order, cfg, SIZE, 2, 0, range(STEPS), Layout(0, 1, 2)))
+    assert {label for batch in batches for label in batch.labels_B.tolist()} == {0, 1}
+    assert {skip.reason for batch in batches for skip in batch.skips} == {"label 2 (-1 = none) is not within 0..1"}
+
+
+def test_too_many_bad_images_in_a_row_stop_the_run(tmp_path):
+    manifest = write_shards(tmp_path, [40], damaged=range(10, 20))
+    with pytest.raises(DataError, match=r"bad images in a row, data.bad_samples.max_run allows 5"):
+        list(loader(manifest, cfg=config({**REPLACE, "max_run": 5})))
+    assert len(list(loader(manifest, cfg=config({**REPLACE, "max_run": 10})))) == STEPS
+
+
+def test_a_block_without_a_good_image_stops_the_run(tmp_path):
+    manifest = write_shards(tmp_path, [6], damaged=range(6))
+    with pytest.raises(DataError, match=r"and no image of its shuffle block of \d+ can take its place"):
+        list(loader(manifest, cfg=config({**REPLACE, "max_run": 10})))
+
+
+def test_the_fraction_of_bad_images_is_limited():
+    limit = BadSamplesConfig(policy="replace", max_fraction=0.01)
+    check_fraction(limit, 100, 5_000)  # too few were seen to judge: counted as 10,000
+    check_fraction(limit, 1_000, 100_000)
+    for skipped, samples in ((101, 5_000), (1_001, 100_000)):
+        with pytest.raises(DataError, match=rf"{skipped:,} of {samples:,} images"):
+            check_fraction(limit, skipped, samples)
+
+
+def test_a_preview_is_what_the_model_gets(train):
+    shards, cfg = Shards(train), config()
+    (batch, *_) = loader(train, cfg=cfg)
+    for slot, (epoch, sample) in enumerate(zip(*(column.tolist() for column in batch.slots), strict=True)):
+        shown = batch.images_BHWC[slot].numpy()
+        shown = shown[:, ::-1] if batch.flip_B[slot] else shown
+        assert np.array_equal(preview(shards, sample, epoch, cfg, SIZE, 0), shown)

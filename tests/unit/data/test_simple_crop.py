@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.crop import simple_crop
 from data_pipeline.draw import Draw, Purpose
-from data_pipeline.simplecrop import simple_crop
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
