@@ -18,11 +18,14 @@ import numpy as np
 
 from data_pipeline.box import Box
 
-MARGIN = 4  # pixels: chroma upsampling reads one beside the crop, and libjpeg does it otherwise in images up to 4 wide
+# Chroma upsampling reads 1 pixel around; in images up to 4 wide libjpeg does it in another way, so none may become that narrow.
+MARGIN_X, MARGIN_Y = 4, 1
 START_OF_FRAME = {0xFFC0 + kind for kind in range(16)} - {0xFFC4, 0xFFC8, 0xFFCC}
 SEQUENTIAL_HUFFMAN = (0xFFC0, 0xFFC1)
-DEFINE_RESTART, START_OF_SCAN, APP1, FILL = 0xFFDD, 0xFFDA, 0xFFE1, 0xFFFF
-RESTART, END_OF_IMAGE = 0xD0, 0xD9  # second bytes; there are 8 restart markers, used in turn
+LOWEST, START_OF_SCAN, RESTART_INTERVAL, APP1, FILL = 0xFFC0, 0xFFDA, 0xFFDD, 0xFFE1, 0xFFFF
+RESTARTS, END_OF_IMAGE = bytes(range(0xD0, 0xD8)), b"\xd9"  # second bytes of markers
+
+_marker_and_length = struct.Struct(">HH").unpack_from
 
 
 class Header(NamedTuple):
@@ -30,57 +33,53 @@ class Header(NamedTuple):
 
     width: int
     height: int
-    components: int
+    sampling: bytes  # (horizontal << 4 | vertical) factor of each component; of a single one always 1 x 1
     mcu_width: int
     mcu_height: int
     interval: int  # MCUs between restart markers; 0: none
     one_scan: bool  # all is in one scan of 8-bit Huffman codes, top to bottom: what can be cut
     app1: bool  # Exif or XMP, where the orientation stands
-    frame: int  # offset of the frame's height and width
-    scan: int  # offset of the first code
+    frame: int  # offset of the height and the width
+    codes: int  # offset of the first code
 
 
 def read_header(image: bytes) -> Header | None:
     """None: not a JPEG, or one with a damaged header."""
-    if not image.startswith(b"\xff\xd8"):
-        return None
     try:
-        return _read_header(image)
-    except struct.error:  # it ends too early
+        segments = _segments(image) if image.startswith(b"\xff\xd8") else {}
+        (kind,) = START_OF_FRAME & segments.keys()
+        frame, scan, restart = segments[kind], segments[START_OF_SCAN], segments.get(RESTART_INTERVAL)
+        precision, height, width, components = struct.unpack_from(">BHHB", image, frame)
+        (interval,) = struct.unpack_from(">H", image, restart) if restart else (0,)
+        length, in_scan = struct.unpack_from(">HB", image, scan - 2)
+    except (ValueError, struct.error):  # no frame or several, or an early end
         return None
-
-
-def _read_header(image: bytes) -> Header | None:
-    at, frame, kind, interval, app1 = 2, 0, 0, 0, False
-    while True:
-        marker, length = struct.unpack_from(">HH", image, at)
-        if marker == FILL:
-            at += 1
-            continue
-        if marker < 0xFFC0 or marker == START_OF_SCAN:
-            break
-        if marker in START_OF_FRAME:
-            kind, frame = marker, at + 5
-        elif marker == DEFINE_RESTART:
-            (interval,) = struct.unpack_from(">H", image, at + 4)
-        app1 |= marker == APP1
-        at += 2 + length
-    if marker != START_OF_SCAN or not frame:
-        return None
-    precision, height, width, components = struct.unpack_from(">BHHB", image, frame - 1)
-    sampling = image[frame + 6 : frame + 5 + 3 * components : 3] if components > 1 else b"\x11"  # one component: MCU = block
+    sampling = image[frame + 7 : frame + 6 + 3 * components : 3] if components > 1 else b"\x11"
     return Header(
-        width=width,
-        height=height,
-        components=components,
-        mcu_width=8 * max(1, *(factors >> 4 for factors in sampling)),
-        mcu_height=8 * max(1, *(factors & 15 for factors in sampling)),
+        width,
+        height,
+        sampling,
+        mcu_width=8 * max([1, *[factors >> 4 for factors in sampling]]),
+        mcu_height=8 * max([1, *[factors & 15 for factors in sampling]]),
         interval=interval,
-        one_scan=kind in SEQUENTIAL_HUFFMAN and precision == 8 and image[at + 4 : at + 5] == bytes([components]),
-        app1=app1,
-        frame=frame,
-        scan=at + 2 + length,
+        one_scan=kind in SEQUENTIAL_HUFFMAN and precision == 8 and in_scan == components,
+        app1=APP1 in segments,
+        frame=frame + 1,
+        codes=scan - 2 + length,
     )
+
+
+def _segments(image: bytes) -> dict[int, int]:
+    """Marker -> offset of the content of its last segment, up to the first scan."""
+    segments: dict[int, int] = {}
+    at, marker = 2, 0
+    while marker != START_OF_SCAN:
+        marker, length = _marker_and_length(image, at)
+        if marker < LOWEST:
+            raise ValueError("no marker")
+        segments[marker] = at + 4
+        at += 1 if marker == FILL else 2 + length
+    return segments
 
 
 def has_restarts(image: bytes) -> bool:
@@ -102,63 +101,75 @@ def cut(image: bytes, header: Header, box: Box) -> tuple[bytes | bytearray, Box]
 
 def cut_below(image: bytes, header: Header, box: Box) -> tuple[bytes, Box] | None:
     """The image down to the row of MCUs that ends the box."""
-    _, bottom = _covering(box.y, box.height, header.mcu_height, header.height)
+    _, bottom = _covering(box.y, box.height, MARGIN_Y, header.mcu_height, header.height)
     if bottom == header.height:
         return None
-    small = b"".join((image[: header.frame], struct.pack(">H", bottom), image[header.frame + 2 :]))
-    return small, Box(0, 0, header.width, bottom)
+    area = Box(0, 0, header.width, bottom)
+    return b"".join((_head(image, header, area), memoryview(image)[header.codes :])), area
 
 
 def cut_intervals(image: bytes, header: Header, box: Box) -> tuple[bytearray, Box] | None:
-    """The tiles that cover the box: the smallest rectangles of whole intervals, parts of a row of MCUs or several rows."""
+    """The tiles that cover the box: the smallest rectangles of whole intervals, part of a row of MCUs or several rows."""
     columns, rows = -(-header.width // header.mcu_width), -(-header.height // header.mcu_height)
     wide = header.interval if columns % header.interval == 0 else columns
     high = header.interval // math.gcd(header.interval, columns)
-    tile_width, tile_height = wide * header.mcu_width, high * header.mcu_height
-    left, right = _covering(box.x, box.width, tile_width, header.width)
-    top, bottom = _covering(box.y, box.height, tile_height, header.height)
-    area = Box(left, top, right - left, bottom - top)
-    if area[2:] == (header.width, header.height):
+    width, height = wide * header.mcu_width, high * header.mcu_height
+    left, right = _covering(box.x, box.width, MARGIN_X, width, header.width)
+    top, bottom = _covering(box.y, box.height, MARGIN_Y, height, header.height)
+    if (right - left, bottom - top) == (header.width, header.height):
         return None
-    starts = _intervals(image, header, -(-columns * rows // header.interval))
-    if starts is None:
+    bounds = _intervals(image, header, -(-columns * rows // header.interval))
+    if bounds is None:
         return None
     per_tile = wide * high // header.interval
     per_row = per_tile * (columns // wide)
-    rows_of_tiles = np.arange(top // tile_height, -(-bottom // tile_height))[:, None] * per_row
-    first, last = left // tile_width * per_tile, -(-right // tile_width) * per_tile
-    return _join(image, header, area, starts, np.minimum(rows_of_tiles + (first, last), len(starts) - 1)), area
+    run = slice(left // width * per_tile, -(-right // width) * per_tile)
+    firsts = np.arange(top // height, -(-bottom // height)) * per_row + run.start
+    area = Box(left, top, right - left, bottom - top)
+    return _join(image, bounds, firsts, run.stop - run.start, _head(image, header, area)), area
 
 
-def _covering(start: int, length: int, tile: int, limit: int) -> tuple[int, int]:
+def _covering(start: int, length: int, margin: int, tile: int, limit: int) -> tuple[int, int]:
     """[start, start + length) and the margin, widened to whole tiles."""
-    return max(0, start - MARGIN) // tile * tile, min(limit, -(-(start + length + MARGIN) // tile) * tile)
+    return max(0, start - margin) // tile * tile, min(limit, -(-(start + length + margin) // tile) * tile)
+
+
+def _head(image: bytes, header: Header, area: Box) -> bytes:
+    """All before the codes, for an image of another size."""
+    size = struct.pack(">HH", area.height, area.width)
+    return b"".join((image[: header.frame], size, image[header.frame + 4 : header.codes]))
 
 
 def _intervals(image: bytes, header: Header, count: int) -> np.ndarray | None:
-    """Offsets of all `count` intervals and of the end, each interval with the marker behind it."""
-    codes = np.frombuffer(image, np.uint8, offset=header.scan)
-    at = np.flatnonzero(codes[:-1] == 0xFF)
-    after = codes[at + 1]
-    found = np.flatnonzero(after)[:count]  # a zero says that 0xFF is part of a code
-    expected = RESTART + np.arange(count) % 8
-    expected[-1] = END_OF_IMAGE
-    if not np.array_equal(after[found], expected):
+    """count + 1 offsets: where an interval starts and the one before it ends, its marker included."""
+    codes = np.frombuffer(image, np.uint8)[header.codes :]
+    (at,) = (codes[:-1] == 0xFF).nonzero()
+    second = codes[1:][at]
+    marker = second != 0  # else a part of a code
+    if second[marker][:count].tobytes() != _markers(count):
         return None
-    return header.scan + np.concatenate(([0], at[found] + 2))
+    bounds = np.empty(count + 1, np.int64)
+    bounds[0], bounds[1:] = header.codes, at[marker][:count]
+    bounds[1:] += header.codes + 2
+    return bounds
 
 
-def _join(image: bytes, header: Header, area: Box, starts: np.ndarray, runs: np.ndarray) -> bytearray:
-    """A JPEG of the intervals [first, last) of each run."""
-    size = struct.pack(">HH", area.height, area.width)
-    parts = [image[: header.frame], size, image[header.frame + 4 : header.scan]]
-    parts += [image[start:end] for start, end in starts[runs].tolist()]
-    small = bytearray().join(parts)
-    lengths = np.concatenate([np.diff(starts[first : last + 1]) for first, last in runs.tolist()])
-    markers = RESTART + np.arange(len(lengths)) % 8
-    markers[-1] = END_OF_IMAGE
-    np.frombuffer(small, np.uint8)[header.scan + np.cumsum(lengths) - 1] = markers
+def _join(image: bytes, bounds: np.ndarray, firsts: np.ndarray, run: int, head: bytes) -> bytearray:
+    """A JPEG of runs of intervals; the last run of an image may be short."""
+    numbers = firsts[:, None] + np.arange(run + 1)
+    edges = bounds[np.minimum(numbers, len(bounds) - 1)]
+    codes = memoryview(image)
+    small = bytearray().join([head, *(codes[start:end] for start, end in edges[:, [0, -1]].tolist())])
+    lengths = np.diff(edges)
+    lengths = lengths[lengths > 0]
+    second = np.frombuffer(small, np.uint8, offset=len(head) - 1)
+    second[lengths.cumsum()] = np.frombuffer(_markers(len(lengths)), np.uint8)
     return small
+
+
+def _markers(count: int) -> bytes:
+    """The second bytes of the markers behind `count` intervals."""
+    return (RESTARTS * (count // 8 + 1))[: count - 1] + END_OF_IMAGE
 
 
 def restart_interval(width: int, mcu_width: int, wanted: int) -> int:

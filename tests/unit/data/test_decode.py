@@ -6,9 +6,10 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps
 
-from data_pipeline.decode import decode, to_rgb
+from data_pipeline.decode import Box, decode, size, to_rgb
 
 ORIENTATION = 0x0112
 
@@ -45,6 +46,38 @@ def test_jpegs(encode, picture, options, width, height):
 def test_grey_and_cmyk_jpegs(encode, picture, mode):
     content = encode(Image.fromarray(picture(61, 37)).convert(mode), "JPEG")
     assert_close(decode(content), by_pillow(content), tolerance=2)
+
+
+INK = (0, 200, 100, 50)  # C, M, Y, K of 255
+PAINTED = [(255 - ink) * (255 - INK[3]) / 255 for ink in INK[:3]]
+
+
+def test_cmyk_jpegs_hold_ink_stored_inverted(encode):
+    """As Adobe's programs write them, and everybody else since; YCCK is CMYK with its CMY as YCbCr."""
+    inks = np.broadcast_to(np.array(INK, np.uint8), (16, 16, 4)).copy()
+    cmyk = encode(Image.frombytes("CMYK", (16, 16), inks.tobytes()), "JPEG", quality=95)
+    ycck = simplejpeg.encode_jpeg(255 - inks, 95, colorspace="CMYK", colorsubsampling="444")
+    for content, colorspace in ((cmyk, "CMYK"), (ycck, "YCCK")):
+        assert simplejpeg.decode_jpeg_header(content)[2] == colorspace
+        assert_close(decode(content), np.broadcast_to(np.rint(PAINTED).astype(int), (16, 16, 3)), tolerance=3)
+
+
+def test_jpegs_of_unusual_sampling(encode, picture):
+    """Chroma sampled twice as Y and Cb: libjpeg reads it, libjpeg-turbo's simple interface does not."""
+    content = bytearray(encode(picture(64, 64), "JPEG", subsampling=0))
+    at = content.index(b"\xff\xc0") + 11
+    content[at : at + 9 : 3] = b"\x21\x21\x11"
+    with pytest.raises(ValueError, match="subsampling"):
+        simplejpeg.decode_jpeg(content)
+    assert_close(decode(bytes(content)), by_pillow(bytes(content)), tolerance=0)
+
+
+def test_the_first_picture_of_several(encode, picture):
+    pictures = [Image.fromarray(picture(31, 17, number)) for number in range(3)]
+    for kind, options in {"WEBP": {"lossless": True}, "PNG": {}, "MPO": {"quality": 95}, "GIF": {}}.items():
+        content = encode(pictures[0], kind, save_all=True, append_images=pictures[1:], **options)
+        assert Image.open(io.BytesIO(content)).n_frames == 3
+        assert_close(decode(content), by_pillow(encode(pictures[0], kind if kind != "MPO" else "JPEG", **options)), tolerance=2)
 
 
 def test_jpegs_stored_as_rgb(encode, picture):
@@ -141,9 +174,59 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
+def png(width: int, height: int, depth: int, colour: int, rows: list[bytes]) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "RGB", "grey alpha", "RGBA"])
+def test_16_bit_pngs_keep_the_upper_bytes(colour, channels):
+    values = np.random.default_rng(0).integers(0, 2**16, (5, 7, channels)).astype(">u2")
+    expected = (values >> 8)[..., : 3 if channels > 2 else 1].astype(np.uint8)
+    found = decode(png(7, 5, 16, colour, [row.tobytes() for row in values]))
+    assert_close(found, np.broadcast_to(expected, (5, 7, 3)), tolerance=0)
+
+
+def test_a_turn_behind_the_pixels_of_a_png(picture, encode):
+    plain = encode(picture(48, 32), "PNG")
+    content = plain[:-12] + chunk(b"eXIf", turned(6).removeprefix(b"Exif\0\0")) + plain[-12:]
+    assert size(content) == (32, 48)
+    assert_close(decode(content), np.rot90(picture(48, 32), -1), tolerance=0)
+
+
+def samples(encode, picture) -> dict[str, bytes]:
+    pixels = picture(48, 32)
+    image = Image.fromarray(pixels)
+    return {
+        **{f"JPEG turned {turn}": encode(pixels, "JPEG", exif=turned(turn), restart_marker_blocks=1) for turn in TURNS},
+        **{f"{kind} turned 6": encode(pixels, kind, exif=turned(6)) for kind in ("PNG", "WEBP")},
+        **{f"JPEG {name}": encode(pixels, "JPEG", **options) for name, options in JPEGS.items()},
+        **{f"JPEG {mode}": encode(image.convert(mode), "JPEG", restart_marker_blocks=1) for mode in ("L", "CMYK")},
+        **{f"PNG {mode}": encode(image.convert(mode), "PNG") for mode in ("RGB", "RGBA", "L", "LA", "1", "P")},
+        "JPEG with XMP": encode(pixels, "JPEG", xmp=XMP.split(b"\0")[1]),
+        "16 bits": encode(pixels[..., 0].astype(np.uint16) * 256, "PNG"),
+        "WEBP": encode(pixels, "WEBP"),
+    }
+
+
+def test_sizes_and_crops_are_those_of_the_whole(encode, picture):
+    rng = np.random.default_rng(0)
+    for name, content in samples(encode, picture).items():
+        whole = decode(content)
+        width, height = size(content)
+        assert whole.shape == (height, width, 3), name
+        assert (width, height) == ((32, 48) if name.endswith(("5", "6", "7", "8", "XMP")) else (48, 32)), name
+        for _ in range(5):
+            x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
+            box = Box(x, y, int(rng.integers(1, width - x + 1)), int(rng.integers(1, height - y + 1)))
+            crop = decode(content, box)
+            np.testing.assert_array_equal(crop, whole[y : y + box.height, x : x + box.width], name)
+            assert crop.flags.writeable
+
+
 def png_of_size(width: int, height: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return png(width, height, 8, 2, [])
 
 
 def test_images_too_large_are_refused(encode, picture):
@@ -151,8 +234,9 @@ def test_images_too_large_are_refused(encode, picture):
     at = jpeg.index(b"\xff\xc0") + 5
     jpeg[at : at + 4] = struct.pack(">HH", 20_000, 20_000)
     for content in (png_of_size(20_000, 20_000), bytes(jpeg)):
-        with pytest.raises(ValueError, match="400000000 pixels"):
-            decode(content)
+        for read in (decode, size):
+            with pytest.raises(ValueError, match="400000000 pixels"):
+                read(content)
 
 
 GARBAGE = [
@@ -170,8 +254,9 @@ GARBAGE = [
 
 @pytest.mark.parametrize("content", GARBAGE, ids=lambda content: repr(content[:12]))
 def test_garbage_is_a_value_error(content):
-    with pytest.raises(ValueError):
-        decode(content)
+    for read in (decode, size):
+        with pytest.raises(ValueError, match="not a readable image"):
+            read(content)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
