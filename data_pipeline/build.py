@@ -1,151 +1,123 @@
 """Images into shards: webdataset tars with an index beside each, and a manifest per split.
 
-Shards are written under a temporary name and renamed; the manifest is written last, so what exists is complete.
+What each shard will hold is decided first, by arithmetic, so that processes can write them in any order, and again after a
+kill: a shard is there complete, with its index and a `.done` file that says what it holds, or not at all. The manifest comes
+last.
 """
 
-import hashlib
+import csv
 import io
 import itertools
+import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import webdataset as wds
-from PIL import Image
 
+from data_pipeline import storage
+from data_pipeline.collection import Collection, Item, merge, with_unique_keys
 from data_pipeline.draw import Purpose, permutation
+from data_pipeline.encode import Encoded, Encoding, encode
 from data_pipeline.errors import DataError
-from data_pipeline.index import IMAGE_EXTENSIONS, index_path, scan, write_index
-from data_pipeline.manifest import Manifest, read_manifest, write_manifest
+from data_pipeline.labels import Labels
+from data_pipeline.manifest import Manifest, index_beside, read_manifest
+from data_pipeline.pool import in_processes
+from data_pipeline.shardlist import Row, Task, download, expand, index_shard, list_rows
+from data_pipeline.sources import Reading, Source, collect
 
-DIGITS_SIDE = 64  # pixels; the scans are 8x8, enlarged so that a crop can be placed between their pixels
-
-
-NOT_BUILT: Mapping[str, str] = {}  # how a manifest of tars that were there already was built
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image on its way into a shard."""
-
-    key: str
-    extension: str
-    label: int
-    read: Callable[[], bytes]
+RATIO_IMAGES = 64  # encoded to see how large images become
+SAMPLE_BYTES = 2048  # of a sample beside its image: two headers, the label, padding
+ORIGINAL = Encoding()
 
 
-@dataclass(frozen=True)
-class Collection:
-    """Images to build from, and the names of their classes."""
+class Work(NamedTuple):
+    """A shard to be written."""
 
+    path: Path
     images: list[Item]
-    classes: list[str]
 
 
-def digits() -> Collection:
-    """The 1,797 handwritten digits inside scikit-learn (UCI optical recognition of handwritten digits, test part), as JPEG."""
-    from sklearn.datasets import load_digits
+class Done(NamedTuple):
+    """A shard that was written, and what `encode` did with its images."""
 
-    scans, labels = load_digits(return_X_y=True)
-    images = [
-        Item(f"digit{number:04d}", "jpg", int(label), lambda scan=scan: _digit_jpeg(scan))  # type: ignore[misc]
-        for number, (scan, label) in enumerate(zip(scans, labels, strict=True))
-    ]
-    return Collection(images, [str(digit) for digit in range(10)])
-
-
-def _digit_jpeg(scan: np.ndarray) -> bytes:
-    """An 8x8 scan with grey levels 0..16 -> an enlarged JPEG."""
-    grey = Image.fromarray(np.round(scan.reshape(8, 8) * (255 / 16)).astype(np.uint8))
-    file = io.BytesIO()
-    grey.resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC).convert("RGB").save(file, "JPEG", quality=95)
-    return file.getvalue()
-
-
-def folder(root: Path) -> Collection:
-    """Class folders: `root/CLASS/**/IMAGE`; classes numbered in sorted order. Images keep their bytes."""
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    if not classes:
-        raise DataError(f"{root}: no class folders here; expected {root}/CLASS/IMAGE.jpg")
-    images = []
-    for label, name in enumerate(classes):
-        for path in sorted((root / name).rglob("*")):
-            extension = path.suffix.lower().lstrip(".")
-            if path.is_file() and extension in IMAGE_EXTENSIONS:
-                images.append(Item(_safe_key(path.relative_to(root)), extension, label, path.read_bytes))
-    if not images:
-        raise DataError(f"{root}: no images in its class folders; allowed endings are {', '.join(IMAGE_EXTENSIONS)}")
-    return Collection(images, classes)
-
-
-def _safe_key(path: Path) -> str:
-    """A file name as a webdataset key: no dots (a key ends at the first), no separators, plain characters."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", str(path.with_suffix("")))
+    row: Row
+    kept: int
+    marked: int
+    reencoded: int
+    mean_width: float
+    mean_height: float
+    labels: int  # different ones
+    skipped: list[dict[str, str]]
 
 
 def build(
-    collection: Collection, out: Path, val_fraction: float, shard_samples: Iterable[int], seed: int
+    train: Collection,
+    out: Path,
+    val: float | Collection,
+    shard_samples: Iterable[int],
+    seed: int,
+    *,
+    shard_bytes: int = 0,
+    shuffle: bool = True,
+    encoding: Encoding = ORIGINAL,
+    skip_bad: bool = False,
+    workers: int = 1,
 ) -> dict[str, Manifest]:
-    """Shuffle, split, write `train` and `val` shards under `out`; a split that was built so already is left as it is.
+    """Shuffle, split, write `train` and `val` shards under `out`; a split or shard that was built so already stays as it is.
 
-    `shard_samples` are the sizes of successive shards, the last repeated. The split depends on (seed, number of images) only.
+    `val` is the part of the images to hold out, or other images. `shard_samples` are the sizes of successive shards, the
+    last repeated; with `shard_bytes` shards become about that large instead. Order and split depend on (seed, number of
+    images) only. `skip_bad` leaves out images that cannot be decoded, and lists them in `SPLIT.skipped.jsonl`.
     """
     sizes = list(shard_samples)
-    if not sizes or min(sizes) < 1:
+    if not shard_bytes and (not sizes or min(sizes) < 1):
         raise DataError(f"images per shard: {sizes}; give one or more sizes, each at least 1")
-    if not 0 <= val_fraction <= 1:
-        raise DataError(f"held-out part: {val_fraction}; it must lie in [0, 1]")
-    order = permutation(len(collection.images), seed, Purpose.SPLIT)
-    num_val = round(len(order) * val_fraction)
-    splits = {"val": order[:num_val], "train": order[num_val:]}
-    duplicates = len(collection.images) - len({image.key for image in collection.images})
-    if duplicates:
-        raise DataError(f"{duplicates} images have the key of another after unsafe characters were replaced; rename them")
+    splits = _split(train, val, seed, shuffle)
     built = {
-        "images": _digest(collection),
+        "images": Collection([image for images in splits.values() for image in images], train.classes).digest(),
         "seed": str(seed),
-        "val_fraction": str(val_fraction),
-        "shard_samples": " ".join(map(str, sizes)),
+        "shuffle": str(shuffle),
+        "val_fraction": str(val) if isinstance(val, float | int) else "images of its own",
+        "shard_samples": "" if shard_bytes else " ".join(map(str, sizes)),
+        "shard_bytes": str(shard_bytes),
+        **{name: str(value) for name, value in encoding._asdict().items()},
+        "skip_bad": str(skip_bad),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    _check_built(out, built)
-    return {
-        name: _write_split(name, [collection.images[i] for i in numbers], collection.classes, out, sizes, built)
-        for name, numbers in splits.items()
-        if len(numbers)
-    }
+    _claim(out, built)
+    write = partial(write_shard, encoding=encoding, skip_bad=skip_bad)
+    manifests = {}
+    for name, images in splits.items():
+        if images and not (out / f"{name}.json").exists():
+            parts = _parts_of_bytes(images, shard_bytes, encoding) if shard_bytes else _parts(images, sizes)
+            work = [Work(out.absolute() / f"{name}-{number:05d}.tar", part) for number, part in enumerate(parts)]
+            _list_split(out / name, list(in_processes(write, work, workers, name)), train.classes, built)
+        if images:
+            manifests[name] = read_manifest(str(out / f"{name}.json"))
+            manifests[name].check()
+    return manifests
 
 
-def _digest(collection: Collection) -> str:
-    """Names which images these are, and their classes; not their pixels."""
-    lines = (f"{image.key}.{image.extension} {image.label}\n" for image in collection.images)
-    return hashlib.sha256("".join([*lines, *collection.classes]).encode()).hexdigest()
-
-
-def _check_built(out: Path, built: dict[str, str]) -> None:
-    """What is there was built in the same way: otherwise one split could hold images of the other."""
-    for path in (out / "train.json", out / "val.json"):
-        before = read_manifest(path).built if path.exists() else built
-        changed = [f"{key} was {before.get(key)}, is {value}" for key, value in built.items() if before.get(key) != value]
-        if changed:
-            raise DataError(f"{path}: was built otherwise ({'; '.join(changed)}); give another --out, or remove {out}")
-
-
-def _write_split(
-    name: str, images: list[Item], classes: list[str], out: Path, sizes: list[int], built: dict[str, str]
-) -> Manifest:
-    path = out / f"{name}.json"
-    if path.exists():
-        manifest = read_manifest(path)
-        manifest.check()
-        return manifest
-    for leftover in out.glob(f"{name}*.partial"):  # of a build that was killed
-        leftover.unlink()
-    shards = [_write_shard(out / f"{name}-{number:05d}.tar", part) for number, part in enumerate(_parts(images, sizes))]
-    return list_shards(shards, path, classes, built)
+def _split(train: Collection, val: float | Collection, seed: int, shuffle: bool) -> dict[str, list[Item]]:
+    """The images of each split in order, with keys that are unique in both together."""
+    own = [] if isinstance(val, float | int) else merge([val], train.classes).images
+    images = with_unique_keys(train.images + own)
+    order = permutation(len(train.images), seed, Purpose.SPLIT)
+    if isinstance(val, float | int):
+        if not 0 <= val <= 1:
+            raise DataError(f"held-out part: {val}; it must lie in [0, 1]")
+        held = round(len(order) * val)
+        numbers = {"val": order[:held], "train": order[held:]}
+    else:
+        numbers = {"val": permutation(len(own), seed, Purpose.SPLIT) + len(order), "train": order}
+    return {name: [images[i] for i in (part if shuffle else np.sort(part))] for name, part in numbers.items()}
 
 
 def _parts(images: list[Item], sizes: list[int]) -> Iterator[list[Item]]:
@@ -157,48 +129,168 @@ def _parts(images: list[Item], sizes: list[int]) -> Iterator[list[Item]]:
         start += size
 
 
-def _write_shard(shard: Path, images: list[Item]) -> Path:
-    """A webdataset tar. Owner and time are constants, so that the same images give the same bytes."""
-    partial = shard.with_suffix(f".{os.getpid()}.partial")
-    with wds.TarWriter(str(partial), mtime=0, user="root", group="root") as tar:
-        for image in images:
-            tar.write({"__key__": image.key, image.extension: image.read(), "cls": str(image.label).encode()})
-    partial.replace(shard)
-    return shard
+def _parts_of_bytes(images: list[Item], shard_bytes: int, encoding: Encoding) -> Iterator[list[Item]]:
+    """Cut where the size, as estimated from that of the sources, passes a multiple of `shard_bytes`."""
+    sizes = np.array([image.num_bytes for image in images]) * _growth(images, encoding) + SAMPLE_BYTES
+    shards = (np.cumsum(sizes) - sizes) // shard_bytes
+    ends = [*(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(images)]
+    for start, end in itertools.pairwise([0, *ends]):
+        yield images[start:end]
 
 
-def list_shards(shards: list[Path], manifest: Path, classes: list[str], built: Mapping[str, str] = NOT_BUILT) -> Manifest:
-    """Index every shard and write the manifest: the way in for tars that another program wrote."""
-    counts = [_index(shard) for shard in shards]
-    if not sum(counts):
-        raise DataError(f"{', '.join(map(str, shards))}: no samples in them; nothing to list")
-    root = manifest.parent.absolute()
-    listed = Manifest(
-        manifest.absolute(),
-        [
-            str(shard.absolute().relative_to(root)) if shard.absolute().is_relative_to(root) else str(shard.absolute())
-            for shard in shards
-        ],
-        np.asarray(counts, np.int64),
-        np.asarray([shard.stat().st_size for shard in shards], np.int64),
-        [sha256(shard) for shard in shards],
-        classes,
-        built,
-    )
-    write_manifest(listed)
-    return listed
+def _growth(images: list[Item], encoding: Encoding) -> float:
+    """By what factor encoding changes the size of images, measured on some."""
+    if encoding.longest is encoding.shortest is None:
+        return 1.0
+    before = after = 0
+    for i in permutation(len(images), 0, Purpose.SPLIT)[:RATIO_IMAGES]:
+        content, extension, others = images[i].read()
+        try:
+            after += len(encode(content, extension, encoding).content) + sum(map(len, others.values()))
+            before += images[i].num_bytes
+        except ValueError:  # said when its shard is written
+            continue
+    return after / before if before else 1.0
 
 
-def _index(shard: Path) -> int:
-    if not shard.is_file():
-        raise DataError(f"{shard}: no such shard")
-    entries = list(scan(shard))
-    partial = index_path(shard).with_suffix(f".{os.getpid()}.partial")
-    write_index(entries, partial)
-    partial.replace(index_path(shard))
-    return len(entries)
+def _claim(out: Path, built: dict[str, str]) -> None:
+    """What is there was built in the same way: otherwise one split could hold images of the other."""
+    if storage.is_remote(str(out)):
+        raise DataError(f"{out}: shards are built into a local folder; copy them from there when they are complete")
+    note = out / "build.json"
+    before = json.loads(note.read_text()) if note.exists() else {} if list(out.glob("*.tar")) else built
+    changed = [f"{key} was {before.get(key)}, is {value}" for key, value in built.items() if before.get(key) != value]
+    if changed:
+        raise DataError(f"{out}: was built otherwise ({'; '.join(changed)}); give another --out, or remove {out}")
+    for leftover in out.glob("*.partial"):  # of a build that was killed
+        leftover.unlink()
+    storage.write(str(note), json.dumps(built, indent=1).encode())
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def write_shard(work: Work, encoding: Encoding, skip_bad: bool) -> Done:
+    """A webdataset tar and its index, unless they are there."""
+    note = work.path.with_suffix(".done")
+    if note.exists() and (done := _read_done(note, work.path)):
+        return done
+    partial_tar = work.path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        written, skipped = _write_tar(partial_tar, work.images, encoding, skip_bad)
+        row = index_shard(Task(str(partial_tar), index_beside(str(work.path))), Labels("cls"))
+        partial_tar.replace(work.path)
+    except OSError as error:
+        raise DataError(
+            f"{work.path}: cannot be written ({error.strerror}); make room and run the same command again"
+        ) from None
+    finally:
+        partial_tar.unlink(missing_ok=True)
+    done = Done(row._replace(url=str(work.path)), *_statistics(written), skipped)
+    storage.write(str(note), json.dumps({**done._asdict(), "row": row._asdict()}).encode())
+    return done
+
+
+def _read_done(note: Path, shard: Path) -> Done | None:
+    """None: the shard or its index is not what the note says."""
+    fields = json.loads(note.read_text())
+    row = Row(**{**fields.pop("row"), "url": str(shard)})
+    sizes = [path.stat().st_size if path.exists() else -1 for path in (shard, shard.with_suffix(".idx"))]
+    return Done(row, **fields) if sizes == [row.bytes, row.index_bytes] else None
+
+
+def _write_tar(
+    path: Path, images: list[Item], encoding: Encoding, skip_bad: bool
+) -> tuple[list[tuple[Item, Encoded]], list[dict[str, str]]]:
+    """Owner and time are constants, so that the same images give the same bytes."""
+    written, skipped = [], []
+    with path.open("wb") as file:
+        with wds.TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
+            for image in images:
+                content, extension, others = image.read()
+                try:
+                    encoded = encode(content, extension, encoding)
+                except ValueError as error:
+                    if not skip_bad:
+                        raise DataError(
+                            f"{image.name}: cannot be decoded ({error}); mend or remove it, or give --skip-bad"
+                        ) from None
+                    skipped.append({"key": image.key, "source": image.name, "reason": str(error)})
+                    continue
+                tar.write(
+                    {**others, "__key__": image.key, encoded.extension: encoded.content, "cls": str(image.label).encode()}
+                )
+                written.append((image, encoded._replace(content=b"")))
+        file.flush()
+        os.fsync(file.fileno())
+    return written, skipped
+
+
+def _statistics(written: list[tuple[Item, Encoded]]) -> tuple[int, int, int, float, float, int]:
+    """The fields of `Done` from `kept` to `labels`."""
+    changes = Counter(encoded.change for _, encoded in written)
+    sides = np.array([(encoded.width, encoded.height) for _, encoded in written] or [(0, 0)])
+    width, height = sides.mean(axis=0).round(1).tolist()
+    labels = len({image.label for image, _ in written})
+    return changes["kept"], changes["marked"], changes["reencoded"], width, height, labels
+
+
+def _list_split(path: Path, shards: Sequence[Done], classes: list[str], built: dict[str, str]) -> None:
+    """The manifest of a split, its statistics beside it, and what was left out."""
+    rows = [done.row for done in shards if done.row.samples]
+    if not rows:
+        raise DataError(f"{path}: every image was left out, see --skip-bad; the first: {shards[0].skipped[0]}")
+    table = io.StringIO()
+    columns = ("kept", "marked", "reencoded", "mean_width", "mean_height", "labels")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["shard", "images", "bytes", *columns, "skipped"])
+    for done in shards:
+        name = Path(done.row.url).name
+        values = [getattr(done, column) for column in columns]
+        writer.writerow([name, done.row.samples, done.row.bytes, *values, len(done.skipped)])
+    storage.write(f"{path}.shards.csv", table.getvalue().encode())
+    if skipped := [image for done in shards for image in done.skipped]:
+        storage.write(f"{path}.skipped.jsonl", "".join(f"{json.dumps(image)}\n" for image in skipped).encode())
+    list_rows(rows, f"{path.absolute()}.json", classes, built)
+    for done in shards:
+        Path(done.row.url).with_suffix(".done").unlink(missing_ok=True)
+
+
+@contextmanager
+def spool(out: Path) -> Iterator[str]:
+    """A folder in `out` for copies of what cannot be read at random, gone at the end."""
+    out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(".spool-*"):  # of a build that was killed
+        shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".spool-") as folder:
+        yield folder
+
+
+def gather(sources: Sequence[str], reading: Reading, allow_pipe: bool = False, workers: int = 1) -> Collection:
+    """The images of all sources, with one list of classes. Remote sources and pipes are copied to the spool, whole."""
+    files = [file for name in expand(sources) for file in _files(name, reading.spool, allow_pipe)]
+    return merge(list(in_processes(partial(collect, reading=reading), files, workers, "collect")), reading.classes)
+
+
+def _files(name: str, spool: str, allow_pipe: bool) -> list[Source]:
+    """A source as local files: of a folder without class folders its tars, or else its parquet files."""
+    if name.startswith("pipe:"):
+        if not allow_pipe:
+            raise DataError(f"{name}: would run a command of the shell; give --allow-pipe if you trust it")
+        return [Source(_copy_pipe(name, Path(tempfile.mkdtemp(dir=spool), "pipe.tar")), name)]
+    if storage.is_remote(name):
+        copy = Path(tempfile.mkdtemp(dir=spool), PurePosixPath(name.partition("?")[0]).name)
+        with copy.open("wb") as file:
+            download(name, file)
+        return [Source(copy, name)]
+    path = storage.local_path(name)
+    if path.is_dir() and not any(inner.is_dir() for inner in path.iterdir()):
+        inside = sorted(path.glob("*.tar")) or sorted(path.glob("*.parquet"))
+        return [Source(file, str(file)) for file in inside] or [Source(path, name)]
+    return [Source(path, name)]
+
+
+def _copy_pipe(name: str, copy: Path) -> Path:
+    try:
+        with wds.gopen(name) as stream, copy.open("wb") as file:
+            shutil.copyfileobj(stream, file)
+    except OSError as error:
+        raise DataError(f"{name}: the command failed ({error}); run it by itself to see why") from None
+    return copy

@@ -7,6 +7,11 @@ from vitscale.arguments import Commands, add, count
 from vitscale.cli_inspect import add_inspect_commands
 from vitscale.cli_order import add_order_commands
 
+CLASSES_HELP = "text file with one class name per line, in the order of their numbers"
+LABEL_HELP = (
+    "where the labels of tars are: cls, txt, json:FIELD, none, or auto (.cls, else `label` in .json, else .txt; the default)"
+)
+
 
 def add_data_commands(commands: Commands) -> None:
     build = add(
@@ -16,10 +21,53 @@ def add_data_commands(commands: Commands) -> None:
         "images into shards, with a manifest per split",
         "vitscale data build images/ --out data/mine --val-fraction 0.1",
     )
-    build.add_argument("source", help="folder of class folders, or `digits` (the 1,797 scans inside scikit-learn)")
-    build.add_argument("--out", type=Path, required=True, help="folder for train.json, val.json and the shards")
-    build.add_argument("--val-fraction", type=float, default=0.2, help="held-out part (default: 0.2)")
+    add_sources(build)
+    add_shards(build)
+    add_encoding(build)
+    index = add(
+        commands,
+        "index",
+        run_data_index,
+        "index tars that exist, local or remote, and list them in a manifest",
+        "vitscale data index 's3://bucket/train-{0000..1023}.tar' --out data/train.json",
+    )
+    index.add_argument(
+        "shards", nargs="+", metavar="SHARD", help="webdataset tars or brace lists, in the order that is to count"
+    )
+    index.add_argument("--out", required=True, help="manifest to write, local or remote")
+    index.add_argument("--label", default="auto", metavar="RULE", help=LABEL_HELP)
+    index.add_argument("--classes", help=CLASSES_HELP)
+    add_workers(index)
+    add_inspect_commands(commands)
+    add_order_commands(commands)
+
+
+def add_sources(build: argparse.ArgumentParser) -> None:
     build.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="folder of class folders; .csv or .jsonl with `path` and `label`; .parquet with `image` and `label`; webdataset "
+        "tars (brace lists, urls); ILSVRC2012_img_train.tar; ImageNet-21k (tar of tars, or their folder); or `digits`, 1,797 "
+        "scans inside scikit-learn",
+    )
+    build.add_argument("--out", type=Path, required=True, help="folder for train.json, val.json and the shards")
+    held_out = build.add_mutually_exclusive_group()
+    held_out.add_argument("--val", nargs="+", default=[], metavar="SOURCE", help="images of the val split, of the same classes")
+    held_out.add_argument("--val-fraction", type=float, default=0.2, help="else the held-out part (default: 0.2; 0 = none)")
+    build.add_argument("--classes", help=f"{CLASSES_HELP} (default: all names, sorted)")
+    build.add_argument("--label", default="auto", metavar="RULE", help=LABEL_HELP)
+    build.add_argument(
+        "--synsets",
+        default="",
+        help="for ILSVRC2012_img_val.tar: ILSVRC2012_devkit_t12.tar.gz, or a text with a synset per image",
+    )
+    build.add_argument("--allow-pipe", action="store_true", help="run sources of the form pipe:COMMAND, which print a tar")
+
+
+def add_shards(build: argparse.ArgumentParser) -> None:
+    size = build.add_mutually_exclusive_group()
+    size.add_argument(
         "--shard-samples",
         type=count,
         nargs="+",
@@ -27,38 +75,88 @@ def add_data_commands(commands: Commands) -> None:
         metavar="N",
         help="images per shard; several numbers are successive shards, the last repeats (default: 1000)",
     )
+    size.add_argument("--shard-bytes", type=num_bytes, default=0, metavar="SIZE", help="or how large shards become, e.g. 1GB")
     build.add_argument("--seed", type=int, default=0, help="of shuffle and split (default: 0)")
-
-    index = add(
-        commands,
-        "index",
-        run_data_index,
-        "index tars that exist and list them in a manifest",
-        "vitscale data index shards/*.tar --out shards/train.json",
+    build.add_argument("--no-shuffle", action="store_true", help="keep the order of the sources")
+    build.add_argument(
+        "--skip-bad", action="store_true", help="leave out images that cannot be decoded; SPLIT.skipped.jsonl lists them"
     )
-    index.add_argument("shards", nargs="+", type=Path, metavar="SHARD", help="webdataset tars, in the order that is to count")
-    index.add_argument("--out", type=Path, required=True, help="manifest to write")
-    index.add_argument("--classes", type=Path, help="text file with one class name per line")
-    add_inspect_commands(commands)
-    add_order_commands(commands)
+    add_workers(build)
+
+
+def add_encoding(build: argparse.ArgumentParser) -> None:
+    """Names and defaults as in `data_pipeline.encode.Encoding`."""
+    build.add_argument("--longest", type=count, metavar="PIXELS", help="make images smaller whose longer side is longer")
+    build.add_argument("--shortest", type=count, metavar="PIXELS", help="make images smaller whose shorter side is longer")
+    build.add_argument("--quality", type=int, choices=range(1, 101), default=95, metavar="Q", help="of new JPEGs (default: 95)")
+    build.add_argument(
+        "--restart-interval",
+        type=count,
+        default=4,
+        metavar="MCUS",
+        help="blocks of 16x16 pixels between restart markers, at which crops are cut out (default: about 4)",
+    )
+    build.add_argument(
+        "--restart-all",
+        action="store_true",
+        help="put restart markers into JPEGs that keep their size too, without loss (jpegtran)",
+    )
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=count, help="processes (default: one per CPU)")
+
+
+def num_bytes(text: str) -> int:
+    """1GB -> 1,000,000,000; 1GiB -> 2^30."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a size like 500MB or 1GiB")
+    return size
 
 
 def run_data_build(args: argparse.Namespace) -> int:
     from data_pipeline import build
+    from data_pipeline.collection import read_classes
+    from data_pipeline.encode import Encoding
+    from data_pipeline.pool import default_workers
+    from data_pipeline.sources import Reading
 
-    collection = build.digits() if args.source == "digits" else build.folder(Path(args.source))
-    splits = build.build(collection, args.out, args.val_fraction, args.shard_samples, args.seed)
-    for manifest in splits.values():
-        print(
-            f"{manifest.location}: {manifest.num_samples:,} images in {len(manifest.urls)} shards, {len(manifest.classes)} classes"
+    workers = args.workers or default_workers()
+    classes = read_classes(args.classes) if args.classes else []
+    with build.spool(args.out) as spool:
+        reading = Reading(spool, args.label, classes, args.synsets)
+        train = build.gather(args.sources, reading, args.allow_pipe, workers)
+        val = build.gather(args.val, reading._replace(classes=train.classes), args.allow_pipe, workers) if args.val else None
+        manifests = build.build(
+            train,
+            args.out,
+            val or args.val_fraction,
+            args.shard_samples,
+            args.seed,
+            shard_bytes=args.shard_bytes,
+            shuffle=not args.no_shuffle,
+            encoding=Encoding(**{name: getattr(args, name) for name in Encoding._fields}),
+            skip_bad=args.skip_bad,
+            workers=workers,
         )
+    for manifest in manifests.values():
+        images, shards, classes_ = manifest.num_samples, len(manifest.urls), len(manifest.classes)
+        print(f"{manifest.location}: {images:,} images in {shards} shards, {classes_} classes")
     return 0
 
 
 def run_data_index(args: argparse.Namespace) -> int:
-    from data_pipeline.build import list_shards
+    from data_pipeline.collection import read_classes
+    from data_pipeline.pool import default_workers
+    from data_pipeline.shardlist import expand, list_shards
 
-    classes = args.classes.read_text(errors="replace").splitlines() if args.classes else []
-    manifest = list_shards(args.shards, args.out, classes)
+    classes = read_classes(args.classes) if args.classes else []
+    manifest = list_shards(expand(args.shards), args.out, classes, args.label, args.workers or default_workers())
     print(f"{manifest.location}: {manifest.num_samples:,} images in {len(manifest.urls)} shards")
     return 0

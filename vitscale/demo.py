@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.build import build, digits
+from data_pipeline.build import build
 from data_pipeline.manifest import Manifest
+from data_pipeline.sources import digits
 from data_pipeline.stream import Shards
 from vitscale import publish
 from vitscale.cli import train

@@ -44,14 +44,15 @@ def config(write_recipe, tmp_path):
 @pytest.fixture
 def shards(tmp_path):
     """Manifests of 20 training and 4 held-out images of 3 classes."""
-    from data_pipeline.build import Collection, Item, build
+    from data_pipeline.build import build
+    from data_pipeline.collection import Collection, Item
 
     def png(number):
         file = io.BytesIO()
         Image.fromarray(np.full((12, 12, 3), number * 10, np.uint8)).save(file, "PNG")
         return file.getvalue()
 
-    images = [Item(f"image{n}", "png", n % 3, lambda n=n: png(n)) for n in range(24)]
+    images = [Item(f"image{n}", "png", n % 3, png(n)) for n in range(24)]
     return build(Collection(images, ["cat", "dog", "owl"]), tmp_path / "shards", 4 / 24, [12, 8], seed=0)
 
 

@@ -1,6 +1,5 @@
 """A tiny data set of three classes and four encodings, and the tools to write and damage shards."""
 
-import dataclasses
 import io
 import shutil
 import tarfile
@@ -14,8 +13,9 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from data_pipeline.build import build, folder
-from data_pipeline.manifest import Manifest
+from data_pipeline.build import build
+from data_pipeline.manifest import Manifest, read_manifest
+from data_pipeline.sources import folder
 
 CLASSES = ("ant", "bee", "cat")
 FORMATS = (("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"), ("jpeg", "JPEG"))
@@ -73,8 +73,8 @@ def train(built: dict[str, Manifest]) -> Manifest:
 @pytest.fixture
 def copied(train: Manifest, tmp_path: Path) -> Manifest:
     """The training images in a folder of their own, to be damaged."""
-    shutil.copytree(train.path.parent, tmp_path / "copied")
-    return dataclasses.replace(train, path=tmp_path / "copied" / train.path.name)
+    shutil.copytree(Path(train.location).parent, tmp_path / "copied")
+    return read_manifest(str(tmp_path / "copied" / "train.json"))
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def tar_contents() -> Callable[[Manifest], list[tuple[str, bytes, int]]]:
 
     def contents(manifest: Manifest) -> list[tuple[str, bytes, int]]:
         samples: dict[str, dict[str, bytes]] = {}
-        for url in manifest.urls:
-            with tarfile.open(manifest.path.parent / url) as tar:
+        for number in range(len(manifest.urls)):
+            with tarfile.open(manifest.shard(number)) as tar:
                 for member in tar:
                     key, extension = member.name.split(".")
                     file = tar.extractfile(member)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.build import list_shards
 from data_pipeline.errors import DataError
 from data_pipeline.index import index_path
 from data_pipeline.manifest import Manifest, read_manifest, write_manifest
+from data_pipeline.shardlist import list_shards
 
 
 def rewrite(manifest: Manifest, **columns: list) -> None:

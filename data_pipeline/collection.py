@@ -1,0 +1,125 @@
+"""Images to build shards from: where each one is, its label, and the names of the classes."""
+
+import hashlib
+import io
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from data_pipeline import storage
+from data_pipeline.errors import DataError
+from data_pipeline.index import IMAGE_EXTENSIONS, split_name
+
+
+class Item(NamedTuple):
+    """One image on its way into a shard."""
+
+    key: str
+    extension: str  # of the image; "tar": of a sample with all its members, as it lies in a shard
+    label: int  # -1 = none
+    source: str | bytes  # a local file, or the image itself
+    offset: int = 0  # of its bytes in the file
+    size: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.source) if isinstance(self.source, bytes) else self.size
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.key if isinstance(self.source, bytes) else f"{self.source}: image {self.key}"
+
+    def read(self) -> tuple[bytes, str, dict[str, bytes]]:
+        """The image, its extension, and what else belongs to the sample, by extension."""
+        content = self.source
+        if isinstance(content, str):
+            content = storage.read(content, self.offset, self.offset + self.size)
+        if self.extension != "tar":
+            return content, self.extension, {}
+        with tarfile.open(fileobj=io.BytesIO(content), errors="replace") as tar:
+            files = [(split_name(info.name)[1], tar.extractfile(info)) for info in tar if info.isreg()]
+            members = {extension: file.read() for extension, file in files if file}
+        extension = next(extension for extension in members if extension in IMAGE_EXTENSIONS)
+        return members.pop(extension), extension, members
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Images and the names of their classes; without names, labels are just numbers."""
+
+    images: list[Item]
+    classes: list[str]
+
+    def digest(self) -> str:
+        """Names which images these are, and their classes; not their pixels."""
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        for image in self.images:
+            digest.update(f"\n{image.key}.{image.extension} {image.label} {image.num_bytes}".encode())
+        return digest.hexdigest()
+
+
+def safe_key(name: str) -> str:
+    """A name as a webdataset key: no dots (a key ends at the first), no separators, plain characters."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+
+
+def with_unique_keys(images: list[Item]) -> list[Item]:
+    """Safe keys; a key that came before gets a number: a, a-2, a-3."""
+    seen: set[str] = set()
+    numbers: dict[str, int] = {}
+    unique = []
+    for image in images:
+        key = safe = safe_key(image.key)
+        while key in seen:
+            numbers[safe] = numbers.get(safe, 1) + 1
+            key = f"{safe}-{numbers[safe]}"
+        seen.add(key)
+        unique.append(image if key == image.key else image._replace(key=key))
+    return unique
+
+
+def merge(parts: Sequence[Collection], classes: Sequence[str] = ()) -> Collection:
+    """All images, with labels that are places in `classes`, by default in the sorted names of all parts' classes.
+
+    A part without names has its labels already so, and needs `classes` if another part has names.
+    """
+    named = [part.classes for part in parts if part.classes]
+    if named and not classes:
+        if len(named) < len(parts):
+            raise DataError("classes have names in some sources and only numbers in others; give all names with --classes FILE")
+        classes = named[0] if all(names == named[0] for names in named) else sorted({name for names in named for name in names})
+    places = {name: place for place, name in enumerate(classes)}
+    return Collection([image for part in parts for image in _placed(part, places)], list(classes))
+
+
+def _placed(part: Collection, places: dict[str, int]) -> list[Item]:
+    if not places or part.classes == list(places):
+        return part.images
+    if not part.classes:
+        wrong = next((image for image in part.images if image.label >= len(places)), None)
+        if wrong:
+            raise DataError(f"{wrong.name}: label {wrong.label}, but there are {len(places)} classes; labels count from 0")
+        return part.images
+    renumber = [places.get(name) for name in part.classes]
+    images = []
+    for image in part.images:
+        label = image.label if image.label < 0 else renumber[image.label]
+        if label is None:
+            raise DataError(
+                f"{image.name}: its class {part.classes[image.label]!r} is not among the {len(places)} classes "
+                f"({', '.join(list(places)[:3])}, ...) of --classes or of the training images; add it there, or leave it out"
+            )
+        images.append(image if label == image.label else image._replace(label=label))
+    return images
+
+
+def read_classes(path: str) -> list[str]:
+    """Class names from a text file, one per line."""
+    names = storage.read_all(path).decode(errors="replace").splitlines()
+    if len(set(names)) < len(names) or not all(names):
+        twice = next((name for name in names if not name or names.count(name) > 1), "")
+        raise DataError(f"{path}: class name {twice!r} is empty or stands there twice; give each class one line of its own")
+    return names

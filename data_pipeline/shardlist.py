@@ -1,0 +1,163 @@
+"""Tars that exist -> an index for each and a manifest of all: the way in for shards that another program wrote."""
+
+import functools
+import hashlib
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from braceexpand import braceexpand
+
+from data_pipeline import storage
+from data_pipeline.errors import DataError
+from data_pipeline.index import encode_index, scan
+from data_pipeline.labels import Labels
+from data_pipeline.manifest import Manifest, index_beside, write_manifest
+from data_pipeline.pool import in_processes
+
+MAX_SHARDS = 1_000_000
+DOWNLOAD_BYTES = 1 << 26  # per request
+NOT_BUILT: Mapping[str, str] = {}  # how a manifest of tars that were there already was built
+
+
+class Row(NamedTuple):
+    """A shard's line in the manifest."""
+
+    url: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_bytes: int
+    label_min: int
+    label_max: int
+
+
+class Task(NamedTuple):
+    """A shard to be indexed."""
+
+    url: str
+    destination: str  # of the index
+
+
+def list_shards(
+    shards: Sequence[str | Path], manifest: str | Path, classes: Sequence[str] = (), rule: str = "auto", workers: int = 1
+) -> Manifest:
+    """Read every shard, local or remote, write its index and then the manifest. `rule`: where labels stand, see labels.py.
+
+    An index lies beside its shard where all their folders can be written to, else in a folder beside the manifest.
+    """
+    location, urls = _absolute(str(manifest)), [_absolute(str(shard)) for shard in shards]
+    beside = all(not storage.is_remote(url) for url in urls) and all(
+        os.access(folder, os.W_OK) for folder in {Path(url).parent for url in urls}
+    )
+    index_dir = "" if beside else f"{Path(location.partition('?')[0]).stem}.index"
+    tasks = [
+        Task(url, index_beside(url) if beside else storage.join(location, f"{index_dir}/{number:06d}.idx"))
+        for number, url in enumerate(urls)
+    ]
+    index = functools.partial(index_shard, labels=Labels(rule, classes))
+    rows = list(in_processes(index, tasks, workers, "index"))
+    if not any(row.samples for row in rows):
+        raise DataError(f"{', '.join(urls[:3])}: no samples in them; nothing to list")
+    return list_rows(rows, location, classes, index_dir=index_dir)
+
+
+def _absolute(url: str) -> str:
+    if url.startswith("pipe:"):
+        raise DataError(
+            f"{url}: the output of a command cannot be read at random, which training needs; copy it into shards with "
+            f"`vitscale data build --allow-pipe {url!r}`"
+        )
+    return url if storage.is_remote(url) else str(storage.local_path(url).absolute())
+
+
+def list_rows(
+    rows: Sequence[Row], location: str, classes: Sequence[str], built: Mapping[str, str] = NOT_BUILT, index_dir: str = ""
+) -> Manifest:
+    """Write the manifest of shards that have their indexes."""
+    folder = location.rpartition("/")[0] + "/"
+    manifest = Manifest(
+        location=location,
+        urls=[row.url.removeprefix(folder) for row in rows],
+        samples=np.array([row.samples for row in rows], np.int64),
+        bytes=np.array([row.bytes for row in rows], np.int64),
+        sha256=[row.sha256 for row in rows],
+        index_bytes=np.array([row.index_bytes for row in rows], np.int64),
+        labels=np.array([(row.label_min, row.label_max) for row in rows], np.int64),
+        classes=list(classes),
+        index_dir=index_dir,
+        built=built,
+    )
+    write_manifest(manifest)
+    return manifest
+
+
+def index_shard(task: Task, labels: Labels) -> Row:
+    """Read a shard once, a remote one through a temporary file, and write its index."""
+    if not storage.is_remote(task.url):
+        return _index_file(Path(task.url), task, labels)
+    with tempfile.NamedTemporaryFile() as file:
+        download(task.url, file)
+        return _index_file(Path(file.name), task, labels)
+
+
+def _index_file(path: Path, task: Task, labels: Labels) -> Row:
+    if not path.is_file():
+        raise DataError(f"{task.url}: no such shard")
+    entries = list(scan(path, labels, task.url))
+    index = encode_index(entries)
+    storage.write(task.destination, index)
+    found = [entry.label for entry in entries] or [0]
+    return Row(task.url, len(entries), path.stat().st_size, sha256(path), len(index), min(found), max(found))
+
+
+def download(url: str, file: IO[bytes]) -> None:
+    """Copy a remote file."""
+    size = storage.size(url)
+    for start in range(0, size, DOWNLOAD_BYTES):
+        file.write(storage.read(url, start, min(start + DOWNLOAD_BYTES, size)))
+    file.flush()
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expand(patterns: Sequence[str]) -> list[str]:
+    """`train-{000..146}.tar` -> 147 names, as bash and webdataset have it."""
+    names: list[str] = []
+    for pattern in patterns:
+        if "{" not in pattern:
+            names.append(pattern)
+            continue
+        if not len(names) + _num_names(pattern) <= MAX_SHARDS:
+            raise DataError(f"{pattern}: stands for more than {MAX_SHARDS:,} names; list fewer shards, of about 1 GB each")
+        try:
+            names += braceexpand(pattern)
+        except ValueError:
+            raise DataError(
+                f"{pattern}: its braces are not balanced; write {{000..146}}, and \\{{ for a brace that is part of a name"
+            ) from None
+    return names
+
+
+def _num_names(pattern: str) -> float:
+    """How many names braces stand for, counted from the innermost outwards without making any."""
+    while found := re.search(r"\{([^{}]*)\}", pattern):
+        ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?", found[1])
+        if ends:
+            count = abs(float(ends[2]) - float(ends[1])) // max(float(ends[3] or 1), 1) + 1
+        else:
+            count = sum(map(_product, found[1].split(",")))
+        pattern = f"{pattern[: found.start()]}\0{count}\0{pattern[found.end() :]}"
+    return _product(pattern)
+
+
+def _product(text: str) -> float:
+    return math.prod(map(float, re.findall("\0([^\0]*)\0", text)))

@@ -1,0 +1,194 @@
+"""Where images to build from come from: class folders, listings, parquet files, shards, ImageNet's archives."""
+
+import csv
+import io
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline import imagenet
+from data_pipeline.collection import Collection, Item
+from data_pipeline.errors import DataError
+from data_pipeline.imagenet import EXTENSIONS
+from data_pipeline.index import scan
+from data_pipeline.labels import Labels
+
+DIGITS_SIDE = 64  # pixels; the scans are 8x8, enlarged so that a crop can be placed between their pixels
+KINDS = (
+    "a folder of class folders; a .csv or .jsonl listing; a .parquet file; a webdataset .tar; ILSVRC2012_img_train.tar, "
+    "ILSVRC2012_img_val.tar or an archive of ImageNet-21k; `digits`"
+)
+
+
+class Reading(NamedTuple):
+    """How to read sources, beside what they are."""
+
+    spool: str  # folder for what has to be copied before it can be read at random
+    label: str = "auto"  # rule for shards, see labels.py
+    classes: Sequence[str] = ()
+    synsets: str = ""  # of the validation images of ImageNet
+
+
+class Source(NamedTuple):
+    """A local file or folder, and what it is called in messages."""
+
+    path: Path
+    name: str
+
+
+def collect(source: Source, reading: Reading) -> Collection:
+    """The images of one source, recognised by what it is."""
+    path, suffix = source.path, source.path.suffix.lower()
+    if source.name == "digits":
+        return digits()
+    if path.is_dir():
+        return folder(path)
+    if not path.is_file():
+        raise DataError(f"{source.name}: does not exist; a source is {KINDS}")
+    if suffix in (".csv", ".jsonl"):
+        return listing(path, reading.classes)
+    if suffix == ".parquet":
+        return parquet(path, reading)
+    if suffix == ".tar":
+        return tar(source, reading)
+    compressed = "gunzip it first, compressed files cannot be read at random; " if suffix in (".gz", ".tgz") else ""
+    raise DataError(f"{source.name}: {compressed}a source is {KINDS}")
+
+
+def digits() -> Collection:
+    """The 1,797 handwritten digits inside scikit-learn (UCI optical recognition of handwritten digits, test part), as JPEG."""
+    from sklearn.datasets import load_digits
+
+    scans, labels = load_digits(return_X_y=True)
+    images = [
+        Item(f"digit{number:04d}", "jpg", int(label), _digit_jpeg(scan))
+        for number, (scan, label) in enumerate(zip(scans, labels, strict=True))
+    ]
+    return Collection(images, [str(digit) for digit in range(10)])
+
+
+def _digit_jpeg(scan: np.ndarray) -> bytes:
+    """An 8x8 scan with grey levels 0..16 -> an enlarged JPEG."""
+    grey = Image.fromarray(np.round(scan.reshape(8, 8) * (255 / 16)).astype(np.uint8))
+    file = io.BytesIO()
+    grey.resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC).convert("RGB").save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def folder(root: Path) -> Collection:
+    """Class folders: `root/CLASS/**/IMAGE`; classes numbered in sorted order."""
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if not classes:
+        raise DataError(f"{root}: no class folders here; expected {root}/CLASS/IMAGE.jpg")
+    images = [
+        Item(str(path.relative_to(root).with_suffix("")), extension, label, str(path), 0, path.stat().st_size)
+        for label, name in enumerate(classes)
+        for path in sorted((root / name).rglob("*"))
+        if (extension := path.suffix.lower().lstrip(".")) in EXTENSIONS and path.is_file()
+    ]
+    if not images:
+        raise DataError(f"{root}: no images in its class folders; allowed endings are {', '.join(EXTENSIONS)}")
+    return Collection(images, classes)
+
+
+def listing(path: Path, classes: Sequence[str] = ()) -> Collection:
+    """A table with columns `path` (absolute, or beside the listing), `label` (a number or a class name) and perhaps `key`.
+
+    Labels are names if they are `classes`, or if not all are numbers; the names are then the classes, sorted.
+    """
+    images, labels = [], []
+    for line, row in _rows(path):
+        name, label = row.get("path"), row.get("label")
+        if not name or label in (None, ""):
+            raise DataError(f"{path}:{line}: each line needs `path` and `label`; found {', '.join(map(str, row))}")
+        file = path.parent / str(name)
+        if not file.is_file():
+            raise DataError(f"{path}:{line}: {file} does not exist; paths are absolute, or relative to the listing")
+        key = str(row.get("key") or Path(str(name)).with_suffix(""))
+        images.append(Item(key, _extension(file), -1, str(file), 0, file.stat().st_size))
+        labels.append(str(label))
+    return _labelled(images, labels, classes)
+
+
+def _extension(file: Path) -> str:
+    """That of an image; `encode` looks at the content."""
+    extension = file.suffix.lower().lstrip(".")
+    return extension if extension in EXTENSIONS else "jpg"
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, row) of a listing."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        if path.suffix.lower() == ".csv":
+            reader = csv.DictReader(file)
+            yield from ((reader.line_num, row) for row in reader)
+            return
+        for line, text in enumerate(file, 1):
+            try:
+                row = json.loads(text)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{line}: not a JSON object; each line is one, with `path` and `label`")
+            yield line, row
+
+
+def _labelled(images: list[Item], labels: list[str], classes: Sequence[str]) -> Collection:
+    """Labels as they stand in a table -> numbers."""
+    found = set(labels)
+    if not found <= set(classes) and all(re.fullmatch(r"-?\d+", label) for label in found):
+        return Collection([image._replace(label=int(label)) for image, label in zip(images, labels, strict=True)], [])
+    names = sorted(found)
+    places = {name: place for place, name in enumerate(names)}
+    return Collection([image._replace(label=places[label]) for image, label in zip(images, labels, strict=True)], names)
+
+
+def parquet(path: Path, reading: Reading) -> Collection:
+    """A file with columns `image` (bytes, or Hugging Face's struct of bytes and path) and `label`; images are copied out."""
+    from pyarrow.parquet import ParquetFile
+
+    images: list[Item] = []
+    labels: list[str] = []
+    with ParquetFile(path) as table, tempfile.NamedTemporaryFile(dir=reading.spool, delete=False) as spool:
+        if not {"image", "label"} <= set(table.schema_arrow.names):
+            raise DataError(f"{path}: columns {', '.join(table.schema_arrow.names)}; needed are `image` and `label`")
+        for group in range(table.num_row_groups):
+            for row in table.read_row_group(group, ["image", "label"]).to_pylist():
+                image, label = row["image"], row["label"]
+                image, name = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
+                if not image or label is None:
+                    raise DataError(f"{path}: row {len(images)}: no bytes in `image`, or no label")
+                key = Path(name).stem if name else f"{path.stem}-{len(images)}"
+                images.append(Item(key, "jpg", -1, spool.name, spool.tell(), len(image)))
+                labels.append(str(label))
+                spool.write(image)
+        names = _class_names(table.schema_arrow.metadata or {})
+    if names:
+        return Collection([image._replace(label=int(label)) for image, label in zip(images, labels, strict=True)], names)
+    return _labelled(images, labels, reading.classes)
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
+    """What Hugging Face's `datasets` notes of a ClassLabel; empty: nothing."""
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return features.get("label", {}).get("names", [])
+
+
+def tar(source: Source, reading: Reading) -> Collection:
+    """An archive of ImageNet, or a webdataset shard, whose samples keep all their members."""
+    path, first = source.path, imagenet.first_name(source.path)
+    if first.endswith(".tar") or imagenet.SYNSET.fullmatch(path.stem):
+        return imagenet.of_synsets(path)
+    if path.name.startswith("ILSVRC2012_img_val") or (reading.synsets and first.startswith(imagenet.VALIDATION)):
+        if not reading.synsets:
+            raise DataError(f"{source.name}: its images have no classes; give --synsets ILSVRC2012_devkit_t12.tar.gz")
+        return imagenet.validation(path, imagenet.read_synsets(reading.synsets))
+    samples = scan(path, Labels(reading.label, reading.classes), source.name)
+    images = [Item(entry.key, "tar", entry.label, str(path), entry.offset - entry.lead, entry.span) for entry in samples]
+    return Collection(images, list(reading.classes))
