@@ -61,7 +61,7 @@ def _decode_jpeg(image: bytes, header: jpeg.Header, box: Box | None) -> np.ndarr
 
 
 def _fills(pixels: np.ndarray, content: bytes | bytearray, codes_left: bool) -> bool:
-    """Decode into `pixels`; False: not without a warning, or one of other things than codes left behind the last pixel."""
+    """Decode into `pixels`. False: libjpeg warned, and not (where that may be) of codes left behind the last pixel."""
     try:
         simplejpeg.decode_jpeg(content, "RGB", buffer=pixels)
     except ValueError as error:
@@ -70,7 +70,8 @@ def _fills(pixels: np.ndarray, content: bytes | bytearray, codes_left: bool) -> 
 
 
 def _part(pixels: np.ndarray, box: Box | None) -> np.ndarray:
-    return pixels[box.y : box.y + box.height, box.x : box.x + box.width] if box else pixels
+    """In memory of its own, so that the rest can be freed and what reads it is fast."""
+    return np.ascontiguousarray(pixels[box.y : box.y + box.height, box.x : box.x + box.width]) if box else pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

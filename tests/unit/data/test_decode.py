@@ -222,7 +222,7 @@ def test_sizes_and_crops_are_those_of_the_whole(encode, picture):
             box = Box(x, y, int(rng.integers(1, width - x + 1)), int(rng.integers(1, height - y + 1)))
             crop = decode(content, box)
             np.testing.assert_array_equal(crop, whole[y : y + box.height, x : x + box.width], name)
-            assert crop.flags.writeable
+            assert crop.flags.writeable and crop.flags.c_contiguous
 
 
 def png_of_size(width: int, height: int) -> bytes:
