@@ -1,0 +1,176 @@
+"""The order at a scale for which there need be no data: what start, resume, reads and memory of a rank come to.
+
+Run as a program it is the one process whose start is measured.
+"""
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.index import ROW
+from data_pipeline.manifest import Manifest, read_manifest, write_manifest
+from data_pipeline.order import Order
+from data_pipeline.stream import resident_samples
+
+RESUMES = 20
+RANKS, STEPS = 16, 256  # looked at for the balance of reads
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A data set and a machine."""
+
+    samples: int = 4_000_000_000
+    shards: int = 400_000
+    ranks: int = 4096
+    global_batch: int = 32_768
+    lanes: int = 32_768
+    shuffle_block: int = 64
+    image_bytes: int = 110_000
+    seed: int = 0
+
+    def sizes(self) -> np.ndarray:
+        """Samples of each shard, int64, as equal as can be."""
+        base, extra = divmod(self.samples, self.shards)
+        return base + (np.arange(self.shards) < extra)
+
+    def order(self, sizes: np.ndarray) -> Order:
+        return Order([sizes], self.global_batch, self.lanes, self.shuffle_block, self.seed)
+
+    def lanes_of(self, rank: int) -> tuple[int, int]:
+        return rank * self.lanes // self.ranks, (rank + 1) * self.lanes // self.ranks
+
+
+def simulate(scale: Scale) -> dict[str, Any]:
+    """All that is measured or follows, by name with unit; times are of this machine."""
+    order = scale.order(scale.sizes())
+    return {
+        **start(scale),
+        **resume(scale, order),
+        **balance(scale, order),
+        "block_bytes": scale.shuffle_block * scale.image_bytes,
+        "block_index_bytes": scale.shuffle_block * ROW.itemsize,
+        "bytes_per_rank_and_step": scale.global_batch // scale.ranks * scale.image_bytes,
+        "window_mib": windows(scale),
+    }
+
+
+def start(scale: Scale) -> dict[str, float]:
+    """Seconds and memory of a fresh process from nothing to a rank's first step, by way of a manifest of that size."""
+    with tempfile.TemporaryDirectory() as folder:
+        _write_manifest(scale, f"{folder}/train.json")
+        command = [sys.executable, "-m", "data_pipeline.simulate", f"{folder}/train.json", json.dumps(asdict(scale))]
+        begin = time.perf_counter()
+        done = subprocess.run(command, check=True, capture_output=True)
+        return {"start_process_s": time.perf_counter() - begin, **json.loads(done.stdout)}
+
+
+def _write_manifest(scale: Scale, location: str) -> None:
+    sizes, numbers = scale.sizes(), range(scale.shards)
+    sums = random.Random(scale.seed)
+    manifest = Manifest(
+        location=location,
+        urls=[f"train-{number:06d}.tar" for number in numbers],
+        samples=sizes,
+        bytes=sizes * scale.image_bytes,
+        sha256=[sums.randbytes(32).hex() for _ in numbers],
+        index_bytes=sizes * ROW.itemsize,
+        labels=np.tile([0, 999], (scale.shards, 1)),
+        classes=[],
+    )
+    write_manifest(manifest)
+
+
+def _start_here(location: str, scale: Scale) -> dict[str, float]:
+    """What a rank does at its start, timed."""
+    times = [time.perf_counter()]
+    manifest = read_manifest(location)
+    times.append(time.perf_counter())
+    assert manifest.digest
+    times.append(time.perf_counter())
+    view = scale.order(manifest.samples).view(*scale.lanes_of(scale.ranks // 2))
+    view.step(0)
+    times.append(time.perf_counter())
+    manifest_s, digest_s, order_s = np.diff(times).tolist()
+    memory = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return {
+        "start_manifest_s": manifest_s,
+        "start_digest_s": digest_s,
+        "start_order_s": order_s,
+        "start_peak_mib": int(memory["VmHWM"].removesuffix("kB")) / 1024,  # ru_maxrss would count the parent's
+        "start_resident_mib": int(memory["VmRSS"].removesuffix("kB")) / 1024,
+    }
+
+
+def resume(scale: Scale, order: Order) -> dict[str, float]:
+    """Milliseconds to the samples of a step in epochs not visited before: of any step, and of the two around an epoch's end."""
+    draw, epoch_steps = random.Random(scale.seed), scale.samples / scale.global_batch
+    anywhere = [_step_ms(scale, order, [int((epoch + draw.random()) * epoch_steps)]) for epoch in range(3, 3 + RESUMES)]
+    ends = [int(epoch * epoch_steps) for epoch in range(100, 100 + 3 * RESUMES, 3)]
+    across = [_step_ms(scale, order, [max(end - 1, 0), end + 1]) for end in ends]
+    return {
+        "resume_median_ms": statistics.median(anywhere),
+        "resume_max_ms": max(anywhere),
+        "resume_across_epochs_median_ms": statistics.median(across),
+        "resume_across_epochs_max_ms": max(across),
+    }
+
+
+def _step_ms(scale: Scale, order: Order, steps: list[int]) -> float:
+    begin = time.perf_counter()
+    view = order.view(*scale.lanes_of(scale.ranks // 2))
+    for step in steps:
+        view.step(step)
+    return (time.perf_counter() - begin) * 1000
+
+
+def balance(scale: Scale, order: Order) -> dict[str, float]:
+    """Blocks that a rank opens in a step: within an epoch, and where one begins. Ranks' samples are equal by construction."""
+    ranks = sorted({i * scale.ranks // RANKS for i in range(RANKS)})
+    border = scale.samples // scale.global_batch  # the step in which epoch 1 begins
+    inside, begins = [], []
+    for lanes in map(scale.lanes_of, ranks):
+        inside += _opened(order, lanes, border // 4, max(1, min(STEPS, border // 2)))
+        begins += _opened(order, lanes, max(border - 1, 0), 2)
+    mean = statistics.mean(inside)
+    return {
+        "samples_per_rank_and_step": scale.global_batch // scale.ranks,
+        "blocks_per_rank_and_step_mean": mean,
+        "blocks_per_rank_and_step_max": max(inside),
+        "blocks_max_over_mean": max(inside) / (mean or 1),
+        "blocks_where_an_epoch_begins_max": max(begins),
+    }
+
+
+def _opened(order: Order, lanes: tuple[int, int], start: int, steps: int) -> list[int]:
+    """Blocks opened in each of the steps after `start`."""
+    blocks: list[np.ndarray] = []
+    view = order.view(*lanes, opened=blocks.append)
+    view.step(start)
+    counts = []
+    for step in range(start + 1, start + 1 + steps):
+        blocks.clear()
+        view.step(step)
+        counts.append(len(blocks))
+    return counts
+
+
+def windows(scale: Scale) -> dict[str, float]:
+    """MiB of encoded images that a rank holds, by the number of ranks."""
+    per_lane = scale.global_batch // scale.lanes
+    fitting = [ranks for ranks in sorted({1, 8, 64, scale.ranks}) if scale.lanes % ranks == 0]
+    samples = {ranks: resident_samples(scale.lanes // ranks, per_lane, scale.shuffle_block) for ranks in fitting}
+    return {str(ranks): count * scale.image_bytes / 2**20 for ranks, count in samples.items()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_start_here(sys.argv[1], Scale(**json.loads(sys.argv[2])))))

@@ -1,0 +1,156 @@
+"""`vitscale data order`, `simulate` and `shuffle`: which keys are in a step, on which rank, and errors that say what to do."""
+
+import json
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from sharding import write_shards
+
+from data_pipeline.listing import list_samples
+from data_pipeline.order import Order
+from data_pipeline.stream import Shards
+from vitscale import cli
+
+SIZES = {"a": [7, 1, 12, 5], "b": [3, 9]}
+NUMBERS = ["--global-batch", 12, "--lanes", 6, "--shuffle-block", 4, "--seed", 3]
+SCALE = ["--samples", "2e3", "--shards", 20, "--global-batch", 32]
+KEYS = [f"{prefix}{i}" for prefix, sizes in SIZES.items() for i in range(sum(sizes))]  # by sample number
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("listed")
+    return [write_shards(folder, sizes, prefix) for prefix, sizes in SIZES.items()]
+
+
+@pytest.fixture
+def data(monkeypatch, capsys):
+    """Run `vitscale data ...`: (exit status, lines of output, what stands in the error)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["vitscale", "data", *map(str, words)])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        out, err = capsys.readouterr()
+        return done.value.code, out.splitlines(), err
+
+    return run
+
+
+def expected(steps, sources=2, **weights):
+    """Keys of all slots of steps; batch 12, 6 lanes, blocks of 4, seed 3."""
+    view = Order([np.array(sizes) for sizes in list(SIZES.values())[:sources]], 12, 6, 4, 3, **weights).view(0, 6)
+    return [[KEYS[sample] for sample in view.step(step).samples] for step in steps]
+
+
+def numbers(manifests, steps, *more):
+    locations = [manifest.location for manifest in manifests]
+    return ["order", *locations, *NUMBERS, "--steps", steps, *more]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 6])
+def test_json_is_one_line_per_step_with_the_keys_of_each_rank(data, manifests, ranks):
+    status, lines, _ = data(*numbers(manifests, "2:9", "--ranks", ranks, "--json"))
+    found = [json.loads(line) for line in lines]
+    size = 12 // ranks
+    split = [[keys[i : i + size] for i in range(0, 12, size)] for keys in expected(range(2, 9))]
+    assert (status, found) == (0, [{"step": step, "ranks": part} for step, part in zip(range(2, 9), split, strict=True)])
+
+
+def test_one_rank_of_one_step_with_weights(data, manifests):
+    _, lines, _ = data(*numbers(manifests, "5", "--weights", 1, 2, "--ranks", 3, "--rank", 2, "--json"))
+    assert [json.loads(line) for line in lines] == [{"step": 5, "ranks": [expected([5], weights=[1, 2])[0][8:]]}]
+
+
+def test_lines_to_read_name_epoch_and_shard(data, manifests):
+    _, lines, _ = data(*numbers(manifests[:1], "2:4", "--ranks", 2))
+    words = [line.split("  ") for line in lines]
+    assert [word[4] for word in words] == [key for step in expected([2, 3], sources=1) for key in step]
+    assert [word[:2] for word in words] == [[f"step {s}", f"rank {r}"] for s in (2, 3) for r in (0, 1) for _ in range(6)]
+    assert {word[2] for word in words} == {"epoch 0", "epoch 1"}  # 25 samples: the third batch spans two
+    for *_, shard, key in words:
+        with tarfile.open(shard) as tar:
+            assert f"{key}.cls" in tar.getnames()
+
+
+def test_a_recipe_says_the_same_and_numbers_go_before_it(data, manifests, write_recipe):
+    recipe = f"""\
+name: tiny
+seed: 3
+model: {{patch_size: 4, width: 8, depth: 2, num_heads: 2, mlp_dim: 16, image_size: 8, num_classes: 3}}
+data:
+  train:
+    - {{manifest: {manifests[0].location}, weight: 2}}
+    - {{manifest: {manifests[1].location}, weight: 1}}
+  lanes: 6
+  shuffle_block: 4
+train: {{global_batch: 12, total: {{epochs: 2}}}}
+optim: {{lr: 1e-3}}
+"""
+    path = write_recipe(recipe)
+    by_numbers = data(*numbers(manifests, "0:4", "--weights", 2, 1, "--json"))
+    assert data("order", "--recipe", path, "--steps", "0:4", "--json") == by_numbers
+    assert data("order", "--recipe", path, "--seed", 0, "--steps", "0:4", "--json") != by_numbers
+
+
+def test_defaults_are_those_of_a_recipe(data, manifests):
+    _, lines, _ = data("order", manifests[0].location, "--global-batch", 5, "--steps", "0:9", "--json")
+    view = Order([np.array(SIZES["a"])], 5, 5, 64, 0).view(0, 5)
+    assert [json.loads(line)["ranks"][0] for line in lines] == [[KEYS[i] for i in view.step(s).samples] for s in range(9)]
+
+
+@pytest.mark.parametrize("samples", [[0], [36, 0], [24, 25], [8, 3, 19], range(37)])
+def test_samples_are_listed_by_number(manifests, samples):
+    found = list_samples(Shards(manifests), samples)
+    assert {sample: key for sample, (_, key) in found.items()} == {sample: KEYS[sample] for sample in samples}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lanes", 5], "--lanes 5 does not divide a global batch of 12"),
+        (["--ranks", 5], "--ranks 5: 6 lanes cannot feed 5"),
+        (["--rank", 1], "--rank 1: of 1 ranks"),
+        (["--weights", 1], "2 manifests and 1 weights"),
+        (["--weights", 1000, 1], "source number 2"),
+        (["gone.json"], "gone.json"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_paragraph(data, manifests, words, said):
+    if words == ["gone.json"]:
+        manifests, words = [], ["--recipe", "gone.json"]
+    status, lines, error = data(*numbers(manifests, "0", *words)) if manifests else data("order", *words, "--steps", 0)
+    assert (status, lines, error.count("\n")) == (1, [], 1)
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    "words", [["--steps", "4:4"], ["--steps", "-1"], ["--steps", "a"], ["--seed", "-1"], ["--weights", "0"]]
+)
+def test_wrong_words_are_wrong_usage(data, manifests, words):
+    status, lines, error = data("order", manifests[0].location, "--global-batch", 4, "--steps", 0, *words)
+    assert (status, lines) == (2, [])
+    assert error.startswith("usage: ")
+
+
+def test_simulate_and_shuffle_print_json(data):
+    status, lines, _ = data("simulate", *SCALE, "--ranks", 4, "--json")
+    assert (status, len(lines)) == (0, 1)
+    assert json.loads(lines[0])["samples_per_rank_and_step"] == 8
+    status, lines, _ = data("shuffle", *SCALE, "--json", "--classes", 10, "--lanes", 8, 32, "--shuffle-block", 4, 16)
+    found = [json.loads(line) for line in lines]
+    assert [(row["lanes"], row["shuffle_block"]) for row in found] == [(8, 4), (8, 16), (32, 4), (32, 16)]
+    assert all(0 < row["entropy"] <= np.log2(10) and 0 < row["met_again"] < 1 for row in found)
+
+
+def test_simulate_and_shuffle_print_tables(data):
+    _, lines, _ = data("simulate", *SCALE, "--ranks", 4)
+    assert {"block_bytes 7,040,000", "window_mib at 4 ranks 62.103"} <= {" ".join(line.split()) for line in lines}
+    _, lines, _ = data("shuffle", *SCALE, "--classes", 10)
+    assert [line.split()[:2] for line in lines[1:]] == [["32", "64"]]
+
+
+def test_more_shards_than_samples(data):
+    assert "--shards 20: more than the 2 samples" in data("simulate", "--samples", 2, "--shards", 20)[2]
