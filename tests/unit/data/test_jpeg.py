@@ -135,6 +135,26 @@ def test_headers():
         assert not jpeg.has_restarts(encoded(pixels, sampling, 0))
 
 
+def test_several_scans_and_12_bits_are_not_cut():
+    content = encoded(noise(64, 64), "4:2:0", 1)
+    frame, scan = content.index(b"\xff\xc0"), content.index(b"\xff\xda")
+    for at, value in ((frame + 4, 12), (scan + 4, 1)):  # bits; components in the first scan
+        changed = content[:at] + bytes([value]) + content[at + 1 :]
+        assert not jpeg.has_restarts(changed)
+        assert jpeg.cut(changed, jpeg.read_header(changed), Box(0, 0, 4, 4)) is None
+
+
+def test_the_factors_of_a_single_component_mean_nothing():
+    """T.81 A.2.2: the MCU of a scan of one component is one block."""
+    content = encoded(noise(64, 64), "grey", 2)
+    at = content.index(b"\xff\xc0") + 11
+    changed = content[:at] + b"\x22" + content[at + 1 :]
+    box = Box(20, 20, 9, 9)
+    _, area = jpeg.cut(changed, jpeg.read_header(changed), box)
+    assert area == Box(16, 16, 32, 16)
+    np.testing.assert_array_equal(decode(changed, box), part(simplejpeg.decode_jpeg(content, "RGB"), box))
+
+
 def test_progressive_jpegs_are_not_cut(encode):
     content = encode(noise(64, 64), "JPEG", progressive=True, restart_marker_blocks=1)
     header = jpeg.read_header(content)
@@ -201,6 +221,25 @@ def test_jpegs_that_end_too_early_are_errors_wherever_the_crop_lies(end):
     for y in (0, 100, 250):
         with pytest.raises(ValueError):
             decode(content[: int(len(content) * end)], Box(0, y, 4, 4))
+
+
+@pytest.mark.parametrize("interval", [0, 1])
+def test_what_lies_outside_of_a_crop_is_not_decoded(interval):
+    content = encoded(noise(64, 256), "4:2:0", interval)
+    at = len(content) * 9 // 10
+    damaged = content[:at] + bytes(8) + content[at + 8 :]
+    with pytest.raises(ValueError, match="Corrupt"):
+        decode(damaged)
+    np.testing.assert_array_equal(decode(damaged, Box(5, 5, 50, 60)), decode(content)[5:65, 5:55])
+
+
+@pytest.mark.parametrize("interval", [0, 1])
+def test_codes_too_many_in_a_crop_are_an_error_as_in_the_whole(interval):
+    content = encoded(noise(64, 64), "4:2:0", interval)
+    longer = content[:-2] + bytes(8) + content[-2:]
+    for box in (None, Box(50, 50, 14, 14)):
+        with pytest.raises(ValueError, match="extraneous bytes"):
+            decode(longer, box)
 
 
 @pytest.mark.parametrize("interval", [0, 1, 4])
