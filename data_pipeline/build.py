@@ -30,6 +30,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.labels import Labels
 from data_pipeline.manifest import Manifest, index_beside, read_manifest
 from data_pipeline.pool import in_processes
+from data_pipeline.remote import shown
 from data_pipeline.shardlist import Row, Task, download, expand, index_shard, list_rows
 from data_pipeline.sources import Reading, Source, collect
 
@@ -59,12 +60,13 @@ class Done(NamedTuple):
 
 
 def build(
-    train: Collection,
+    collection: Collection,
     out: Path,
-    val: float | Collection,
+    val_fraction: float,
     shard_samples: Iterable[int],
     seed: int,
     *,
+    val: Collection | None = None,
     shard_bytes: int = 0,
     shuffle: bool = True,
     encoding: Encoding = ORIGINAL,
@@ -73,19 +75,19 @@ def build(
 ) -> dict[str, Manifest]:
     """Shuffle, split, write `train` and `val` shards under `out`; a split or shard that was built so already stays as it is.
 
-    `val` is the part of the images to hold out, or other images. `shard_samples` are the sizes of successive shards, the
+    `val` are held-out images of their own, instead of a fraction. `shard_samples` are the sizes of successive shards, the
     last repeated; with `shard_bytes` shards become about that large instead. Order and split depend on (seed, number of
     images) only. `skip_bad` leaves out images that cannot be decoded, and lists them in `SPLIT.skipped.jsonl`.
     """
     sizes = list(shard_samples)
     if not shard_bytes and (not sizes or min(sizes) < 1):
         raise DataError(f"images per shard: {sizes}; give one or more sizes, each at least 1")
-    splits = _split(train, val, seed, shuffle)
+    splits = _split(collection, val_fraction, val, seed, shuffle)
     built = {
-        "images": Collection([image for images in splits.values() for image in images], train.classes).digest(),
+        "images": Collection([image for images in splits.values() for image in images], collection.classes).digest(),
         "seed": str(seed),
         "shuffle": str(shuffle),
-        "val_fraction": str(val) if isinstance(val, float | int) else "images of its own",
+        "val_fraction": "images of its own" if val else str(val_fraction),
         "shard_samples": "" if shard_bytes else " ".join(map(str, sizes)),
         "shard_bytes": str(shard_bytes),
         **{name: str(value) for name, value in encoding._asdict().items()},
@@ -98,25 +100,25 @@ def build(
         if images and not (out / f"{name}.json").exists():
             parts = _parts_of_bytes(images, shard_bytes, encoding) if shard_bytes else _parts(images, sizes)
             work = [Work(out.absolute() / f"{name}-{number:05d}.tar", part) for number, part in enumerate(parts)]
-            _list_split(out / name, list(in_processes(write, work, workers, name)), train.classes, built)
+            _list_split(out / name, list(in_processes(write, work, workers, name)), collection.classes, built)
         if images:
             manifests[name] = read_manifest(str(out / f"{name}.json"))
             manifests[name].check()
     return manifests
 
 
-def _split(train: Collection, val: float | Collection, seed: int, shuffle: bool) -> dict[str, list[Item]]:
+def _split(
+    collection: Collection, val_fraction: float, val: Collection | None, seed: int, shuffle: bool
+) -> dict[str, list[Item]]:
     """The images of each split in order, with keys that are unique in both together."""
-    own = [] if isinstance(val, float | int) else merge([val], train.classes).images
-    images = with_unique_keys(train.images + own)
-    order = permutation(len(train.images), seed, Purpose.SPLIT)
-    if isinstance(val, float | int):
-        if not 0 <= val <= 1:
-            raise DataError(f"held-out part: {val}; it must lie in [0, 1]")
-        held = round(len(order) * val)
-        numbers = {"val": order[:held], "train": order[held:]}
-    else:
-        numbers = {"val": permutation(len(own), seed, Purpose.SPLIT) + len(order), "train": order}
+    if not 0 <= val_fraction <= 1:
+        raise DataError(f"held-out part: {val_fraction}; it must lie in [0, 1]")
+    own = merge([val], collection.classes).images if val else []
+    images = with_unique_keys(collection.images + own)
+    order = permutation(len(collection.images), seed, Purpose.SPLIT)
+    held = 0 if val else round(len(order) * val_fraction)
+    own_order = permutation(len(own), seed, Purpose.SPLIT) + len(order)
+    numbers = {"val": np.concatenate([order[:held], own_order]), "train": order[held:]}
     return {name: [images[i] for i in (part if shuffle else np.sort(part))] for name, part in numbers.items()}
 
 
@@ -155,16 +157,18 @@ def _growth(images: list[Item], encoding: Encoding) -> float:
 
 def _claim(out: Path, built: dict[str, str]) -> None:
     """What is there was built in the same way: otherwise one split could hold images of the other."""
-    if storage.is_remote(str(out)):
-        raise DataError(f"{out}: shards are built into a local folder; copy them from there when they are complete")
     note = out / "build.json"
-    before = json.loads(note.read_text()) if note.exists() else {} if list(out.glob("*.tar")) else built
-    changed = [f"{key} was {before.get(key)}, is {value}" for key, value in built.items() if before.get(key) != value]
-    if changed:
-        raise DataError(f"{out}: was built otherwise ({'; '.join(changed)}); give another --out, or remove {out}")
+    if note.exists():
+        before = json.loads(note.read_text())
+        changed = [f"{key} was {before.get(key)}, is {value}" for key, value in built.items() if before.get(key) != value]
+        if changed:
+            raise DataError(f"{out}: was built otherwise ({'; '.join(changed)}); give another --out, or remove {out}")
+    elif next(out.glob("*.tar"), None):
+        raise DataError(f"{out}: holds tars, and no build.json that says how they were built; give another --out")
+    else:
+        storage.write(str(note), json.dumps(built, indent=1).encode())
     for leftover in out.glob("*.partial"):  # of a build that was killed
         leftover.unlink()
-    storage.write(str(note), json.dumps(built, indent=1).encode())
 
 
 def write_shard(work: Work, encoding: Encoding, skip_bad: bool) -> Done:
@@ -279,7 +283,7 @@ def _files(name: str, spool: str, allow_pipe: bool) -> list[Source]:
         copy = Path(tempfile.mkdtemp(dir=spool), PurePosixPath(name.partition("?")[0]).name)
         with copy.open("wb") as file:
             download(name, file)
-        return [Source(copy, name)]
+        return [Source(copy, shown(name))]
     path = storage.local_path(name)
     if path.is_dir() and not any(inner.is_dir() for inner in path.iterdir()):
         inside = sorted(path.glob("*.tar")) or sorted(path.glob("*.parquet"))

@@ -25,10 +25,10 @@ VALIDATION = "ILSVRC2012_val_"  # begins the name of each validation image
 GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 
 
-def first_name(path: Path) -> str:
-    """The first file of a tar: what kind of archive it is."""
+def first_name(path: Path, name: str) -> str:
+    """The first file of a tar, which tells what kind of archive it is. `name` is the tar's in messages."""
     with path.open("rb") as file:
-        return next((PurePosixPath(info.name).name for _, info in _files(file, str(path))), "")
+        return next((PurePosixPath(info.name).name for _, info in _files(file, name)), "")
 
 
 def of_synsets(path: Path) -> Collection:

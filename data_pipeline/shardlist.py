@@ -19,6 +19,7 @@ from data_pipeline.index import encode_index, scan
 from data_pipeline.labels import Labels
 from data_pipeline.manifest import Manifest, index_beside, write_manifest
 from data_pipeline.pool import in_processes
+from data_pipeline.remote import shown
 
 MAX_SHARDS = 1_000_000
 DOWNLOAD_BYTES = 1 << 26  # per request
@@ -63,7 +64,7 @@ def list_shards(
     index = functools.partial(index_shard, labels=Labels(rule, classes))
     rows = list(in_processes(index, tasks, workers, "index"))
     if not any(row.samples for row in rows):
-        raise DataError(f"{', '.join(urls[:3])}: no samples in them; nothing to list")
+        raise DataError(f"{', '.join(map(shown, urls[:3]))}: no samples in them; nothing to list")
     return list_rows(rows, location, classes, index_dir=index_dir)
 
 
@@ -108,8 +109,8 @@ def index_shard(task: Task, labels: Labels) -> Row:
 
 def _index_file(path: Path, task: Task, labels: Labels) -> Row:
     if not path.is_file():
-        raise DataError(f"{task.url}: no such shard")
-    entries = list(scan(path, labels, task.url))
+        raise DataError(f"{shown(task.url)}: no such shard")
+    entries = list(scan(path, labels, shown(task.url)))
     index = encode_index(entries)
     storage.write(task.destination, index)
     found = [entry.label for entry in entries] or [0]

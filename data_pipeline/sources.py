@@ -151,27 +151,34 @@ def _labelled(images: list[Item], labels: list[str], classes: Sequence[str]) -> 
 
 def parquet(path: Path, reading: Reading) -> Collection:
     """A file with columns `image` (bytes, or Hugging Face's struct of bytes and path) and `label`; images are copied out."""
+    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     images: list[Item] = []
     labels: list[str] = []
-    with ParquetFile(path) as table, tempfile.NamedTemporaryFile(dir=reading.spool, delete=False) as spool:
-        if not {"image", "label"} <= set(table.schema_arrow.names):
-            raise DataError(f"{path}: columns {', '.join(table.schema_arrow.names)}; needed are `image` and `label`")
-        for group in range(table.num_row_groups):
-            for row in table.read_row_group(group, ["image", "label"]).to_pylist():
-                image, label = row["image"], row["label"]
-                image, name = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
-                if not image or label is None:
-                    raise DataError(f"{path}: row {len(images)}: no bytes in `image`, or no label")
-                key = Path(name).stem if name else f"{path.stem}-{len(images)}"
-                images.append(Item(key, "jpg", -1, spool.name, spool.tell(), len(image)))
-                labels.append(str(label))
-                spool.write(image)
-        names = _class_names(table.schema_arrow.metadata or {})
+    try:
+        with ParquetFile(path) as table, tempfile.NamedTemporaryFile(dir=reading.spool, delete=False) as spool:
+            columns, names = table.schema_arrow.names, _class_names(table.schema_arrow.metadata or {})
+            if not {"image", "label"} <= set(columns):
+                raise DataError(f"{path}: columns {', '.join(columns)}; needed are `image` and `label`")
+            for group in range(table.num_row_groups):
+                for row in table.read_row_group(group, ["image", "label"]).to_pylist():
+                    image, name = _image(row["image"])
+                    if not image or row["label"] is None:
+                        raise DataError(f"{path}: row {len(images)}: no bytes in `image`, or no label; leave it out")
+                    key = Path(name).stem if name else f"{path.stem}-{len(images)}"
+                    images.append(Item(key, "jpg", -1, spool.name, spool.tell(), spool.write(image)))
+                    labels.append(str(row["label"]))
+    except ArrowException as error:
+        raise DataError(f"{path}: not a parquet file that can be read ({error}); copy it anew") from None
     if names:
         return Collection([image._replace(label=int(label)) for image, label in zip(images, labels, strict=True)], names)
     return _labelled(images, labels, reading.classes)
+
+
+def _image(value: Any) -> tuple[bytes | None, str | None]:
+    """(bytes, path) of a cell."""
+    return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
@@ -182,7 +189,7 @@ def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
 
 def tar(source: Source, reading: Reading) -> Collection:
     """An archive of ImageNet, or a webdataset shard, whose samples keep all their members."""
-    path, first = source.path, imagenet.first_name(source.path)
+    path, first = source.path, imagenet.first_name(*source)
     if first.endswith(".tar") or imagenet.SYNSET.fullmatch(path.stem):
         return imagenet.of_synsets(path)
     if path.name.startswith("ILSVRC2012_img_val") or (reading.synsets and first.startswith(imagenet.VALIDATION)):

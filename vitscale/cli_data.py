@@ -51,7 +51,7 @@ def add_sources(build: argparse.ArgumentParser) -> None:
         "tars (brace lists, urls); ILSVRC2012_img_train.tar; ImageNet-21k (tar of tars, or their folder); or `digits`, 1,797 "
         "scans inside scikit-learn",
     )
-    build.add_argument("--out", type=Path, required=True, help="folder for train.json, val.json and the shards")
+    build.add_argument("--out", type=local_folder, required=True, help="folder for train.json, val.json and the shards")
     held_out = build.add_mutually_exclusive_group()
     held_out.add_argument("--val", nargs="+", default=[], metavar="SOURCE", help="images of the val split, of the same classes")
     held_out.add_argument("--val-fraction", type=float, default=0.2, help="else the held-out part (default: 0.2; 0 = none)")
@@ -107,6 +107,12 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=count, help="processes (default: one per CPU)")
 
 
+def local_folder(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text}: shards are built into a local folder; copy them when they are complete")
+    return Path(text)
+
+
 def num_bytes(text: str) -> int:
     """1GB -> 1,000,000,000; 1GiB -> 2^30."""
     from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -136,9 +142,10 @@ def run_data_build(args: argparse.Namespace) -> int:
         manifests = build.build(
             train,
             args.out,
-            val or args.val_fraction,
+            args.val_fraction,
             args.shard_samples,
             args.seed,
+            val=val,
             shard_bytes=args.shard_bytes,
             shuffle=not args.no_shuffle,
             encoding=Encoding(**{name: getattr(args, name) for name in Encoding._fields}),
