@@ -1,33 +1,217 @@
-"""Read every byte of a data set and say what is wrong with it."""
+"""Read every byte of a data set and say what is wrong with it, a shard at a time in each of several processes."""
 
-from collections.abc import Iterator
+import functools
+import hashlib
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from data_pipeline.build import sha256
-from data_pipeline.decode import decode
+import numpy as np
+
+from data_pipeline import storage
+from data_pipeline.decode import decode, size
 from data_pipeline.errors import DataError
-from data_pipeline.index import encode_index, index_path, scan
-from data_pipeline.manifest import Manifest
+from data_pipeline.index import decode_index, encode_index, scan
+from data_pipeline.labels import NO_LABEL, Labels
+from data_pipeline.manifest import Manifest, read_manifest
+from data_pipeline.pool import in_processes
+from data_pipeline.remote import shown
+from data_pipeline.shardlist import download, sha256
 from data_pipeline.stream import Shards
 
+MEND = "copy it anew, or write a new manifest with `vitscale data index`"
+COMPARED = ("offset", "size", "lead", "span", "label")  # of the index and the tar; the CRC-32 follows, image by image
 
-def problems(manifest: Manifest) -> Iterator[str]:
-    """One line per damaged shard or sample: wrong sum, other index, undecodable image, key that came before."""
-    manifest.check()
-    shards, seen = Shards(manifest), set()
-    for number, url in enumerate(manifest.urls):
-        shard = manifest.shard(number)
-        if sha256(shard) != manifest.sha256[number]:
-            yield f"{url}: differs from its SHA-256 in the manifest"
-        elif encode_index(list(scan(shard))) != index_path(shard).read_bytes():
-            yield f"{url}: its index does not describe it; make it anew with `vitscale data index`"
-        end = int(shards.ends[number])
-        for sample in range(end - int(manifest.samples[number]), end):
-            try:
-                raw = shards.read(sample)
-                decode(raw.image)
-            except (DataError, ValueError) as error:
-                yield f"{url}: sample number {sample}: {error}"
-                continue
-            if raw.key in seen:
-                yield f"{url}: sample {raw.key}: the key came before"
-            seen.add(raw.key)
+
+class Problem(NamedTuple):
+    """What is wrong, and where; without a key it is about the whole shard."""
+
+    shard: str
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {f'sample {self.key}: ' if self.key else ''}{self.text}"
+
+
+class Checks(NamedTuple):
+    """What is asked of the samples."""
+
+    num_classes: int | None = None  # labels lie below it; None: the length of the class list, if there is one
+    label: str = "auto"  # rule by which the shards were indexed
+    quick: bool = False  # read the images' headers, decode none
+
+
+class Listing(NamedTuple):
+    """The samples of a shard, as its index or its tar has them."""
+
+    rows: np.ndarray  # dtype ROW
+    keys: list[str]
+
+
+@dataclass
+class Report:
+    """What was found in one shard (at the end: among the keys of all shards)."""
+
+    shard: str
+    problems: list[Problem] = field(default_factory=list)
+    # By sample; none where the index does not describe the shard.
+    key_hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+
+    def add(self, text: str, key: str = "") -> None:
+        self.problems.append(Problem(self.shard, key, text.removeprefix(f"{self.shard}: ")))
+
+    def add_first(self, wrong: np.ndarray, keys: Sequence[str], say: Callable[[int], str]) -> None:
+        """One line for what is likely to be wrong with many samples at once: it speaks of the first and counts the others."""
+        if wrong.any():
+            first, others = int(wrong.argmax()), int(wrong.sum()) - 1
+            self.add(say(first) + (f"; and {others} samples more" if others else ""), keys[first])
+
+    @contextmanager
+    def noting(self, key: str = "") -> Iterator[None]:
+        """An error in here is a problem, not the end."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.add(str(error), key)
+
+
+def check(manifest: Manifest, checks: Checks, workers: int) -> Iterator[Report]:
+    """A report per shard, in order, and one about keys that come again. Holds 8 bytes per sample, 25 at the end."""
+    numbers = range(len(manifest.urls))
+    function = functools.partial(check_shard, manifest, checks)
+    if min(workers, len(numbers)) > 1:
+        function = functools.partial(_check_listed, manifest.location, checks)
+    hashes = np.arange(manifest.num_samples, dtype=np.uint64)  # what has no hash differs from all others
+    ends = np.cumsum(manifest.samples).tolist()
+    for end, report in zip(ends, in_processes(function, numbers, workers, "shards"), strict=True):
+        hashes[end - len(report.key_hashes) : end] = report.key_hashes
+        yield report
+    yield repeated_keys(manifest, hashes)
+
+
+_read_once = functools.lru_cache(1)(read_manifest)
+
+
+def _check_listed(location: str, checks: Checks, number: int) -> Report:
+    """`check_shard` in another process: the task carries the manifest's name only, each process reads it once."""
+    return check_shard(_read_once(location), checks, number)
+
+
+def check_shard(manifest: Manifest, checks: Checks, number: int) -> Report:
+    """Everything about one shard."""
+    report, index, listed, scanned = Report(shown(manifest.shard(number))), manifest.index(number), None, None
+    with report.noting():
+        content = storage.read_all(index)
+        listed = Listing(*decode_index(content, shown(index)))
+        _check_listing(listed, len(content), manifest, number, checks, report)
+    with report.noting(), _on_disk(manifest.shard(number)) as path:
+        _check_columns({"bytes": path.stat().st_size, "sha256": sha256(path)}, manifest, number, report)
+        with report.noting():
+            unlabelled = (manifest.labels[number] == NO_LABEL).all()
+            labels = Labels("none" if unlabelled else checks.label, manifest.classes)
+            scanned = Listing(*decode_index(encode_index(scan(path, labels, report.shard)), report.shard))
+        if listed and scanned:
+            _compare(listed, scanned, checks.label, report)
+            if listed.keys == scanned.keys and len(listed.keys) == manifest.samples[number]:
+                report.key_hashes = hash_keys(listed.keys)
+        if listing := listed or scanned:
+            _check_images(path, listing, checks.quick, report)
+    return report
+
+
+@contextmanager
+def _on_disk(shard: str) -> Iterator[Path]:
+    """The shard as a local file; a remote one is copied for as long as it is needed."""
+    storage.size(shard)  # or the error that says what to do
+    if not storage.is_remote(shard):
+        yield storage.local_path(shard)
+        return
+    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+        download(shard, file)
+        yield Path(file.name)
+
+
+def _check_columns(found: dict[str, Any], manifest: Manifest, number: int, report: Report) -> None:
+    """What was found against the columns of the manifest."""
+    columns: dict[str, tuple[str, Any]] = {
+        "samples": ("number of samples", manifest.samples),
+        "bytes": ("size", manifest.bytes),
+        "sha256": ("SHA-256", manifest.sha256),
+        "index_bytes": ("size of the index", manifest.index_bytes),
+        "label_min": ("lowest label", manifest.labels[:, 0]),
+        "label_max": ("highest label", manifest.labels[:, 1]),
+    }
+    stated = {name: (columns[name][0], columns[name][1][number]) for name in found}
+    differing = [f"{title} ({found[name]} for {value})" for name, (title, value) in stated.items() if found[name] != value]
+    if differing:
+        report.add(f"differs from its {', '.join(differing)} in the manifest; {MEND}")
+
+
+def _check_listing(listed: Listing, index_bytes: int, manifest: Manifest, number: int, checks: Checks, report: Report) -> None:
+    """The index against the manifest, and its labels against the classes."""
+    labels, keys = listed.rows["label"], listed.keys
+    found = {"samples": len(keys), "index_bytes": index_bytes}
+    if len(keys):
+        found |= {"label_min": labels.min(), "label_max": labels.max()}
+    _check_columns(found, manifest, number, report)
+    if num_classes := checks.num_classes or len(manifest.classes):
+        wrong = (labels < 0) | (labels >= num_classes)
+        report.add_first(wrong, keys, lambda row: f"label {labels[row]} (-1 = none) is not within 0..{num_classes - 1}")
+
+
+def _compare(listed: Listing, scanned: Listing, rule: str, report: Report) -> None:
+    """The index against the tar."""
+    if len(listed.keys) != len(scanned.keys):
+        report.add(f"its index lists {len(listed.keys)} samples, {len(scanned.keys)} are in it; {MEND}")
+        return
+
+    def differences(row: int) -> str:
+        pairs = [(name, listed.rows[name][row], scanned.rows[name][row]) for name in COMPARED]
+        pairs.append(("key", listed.keys[row], scanned.keys[row]))
+        return (
+            f"its index does not describe it: {', '.join(f'{name} {a} for {b}' for name, a, b in pairs if a != b)} (labels by "
+            f"the rule {rule}; --label names another); make it anew with `vitscale data index`"
+        )
+
+    wrong = np.array([a != b for a, b in zip(listed.keys, scanned.keys, strict=True)], bool)
+    for name in COMPARED:
+        wrong |= listed.rows[name] != scanned.rows[name]
+    report.add_first(wrong, scanned.keys, differences)
+
+
+def _check_images(path: Path, listing: Listing, quick: bool, report: Report) -> None:
+    """Each image where the loader will look for it: its bytes, and what they hold."""
+    rows, keys = listing
+    lost = rows["offset"] + rows["size"] > path.stat().st_size
+    report.add_first(lost, keys, lambda _: "its image lies behind the end of the shard")
+    with path.open("rb") as file:
+        for row in np.flatnonzero(~lost).tolist():
+            with report.noting(keys[row]):
+                file.seek(int(rows["offset"][row]))
+                image = file.read(int(rows["size"][row]))
+                if zlib.crc32(image) != rows["crc32"][row]:
+                    raise DataError("its bytes differ from the index (CRC-32)")
+                (size if quick else decode)(image)
+
+
+def hash_keys(keys: Sequence[str]) -> np.ndarray:
+    """uint64, in every process the same."""
+    return np.frombuffer(b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys), "<u8")
+
+
+def repeated_keys(manifest: Manifest, hashes: np.ndarray) -> Report:
+    """Keys that an earlier sample has, found by 64-bit hashes and confirmed by the keys themselves."""
+    shards, report = Shards(manifest), Report(manifest.location)
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    again = np.flatnonzero(ordered[1:] == ordered[:-1])
+    for before, number in zip(order[again].tolist(), order[again + 1].tolist(), strict=True):
+        if (key := shards.key(number)) == shards.key(before):
+            first, second = (shown(shards.place(sample).url) for sample in (before, number))
+            report.problems.append(Problem(second, key, f"the key came before, in {first}"))
+    return report

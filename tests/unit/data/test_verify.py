@@ -1,68 +1,246 @@
-"""`problems` names every kind of damage, once, and is silent about a whole data set."""
+"""`check` names every kind of damage with its shard and key, goes on behind it, and is silent about a whole data set."""
 
+import dataclasses
+import io
+import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from serving import http_server
+from sharding import jpeg, write_tar
 
-from data_pipeline.build import list_shards
-from data_pipeline.errors import DataError
-from data_pipeline.index import index_path
-from data_pipeline.verify import problems
-
-
-def test_a_whole_data_set_has_no_problems(built):
-    assert [list(problems(manifest)) for manifest in built.values()] == [[], []]
-
-
-def test_a_flipped_byte_is_one_damaged_shard_and_one_damaged_sample(copied, tar_contents):
-    key, image, _ = tar_contents(copied)[9]
-    content = bytearray(copied.shard(2).read_bytes())
-    content[content.index(image) + 20] ^= 1
-    copied.shard(2).write_bytes(content)
-    shard, sample = problems(copied)
-    assert "train-00002.tar" in shard
-    assert "SHA-256" in shard
-    assert "train-00002.tar: sample number 9" in sample
-    assert key in sample
+from data_pipeline.manifest import Manifest, read_manifest, write_manifest
+from data_pipeline.shardlist import list_shards
+from data_pipeline.verify import Checks, check
+from vitscale.cli import build_parser
 
 
-def test_a_changed_label_is_a_damaged_shard(copied):
-    content = copied.shard(1).read_bytes()
-    label = (content.index(b".cls") // 512 + 1) * 512  # behind the block that names it
-    copied.shard(1).write_bytes(content[:label] + b"9" + content[label + 1 :])
-    assert ["SHA-256" in problem for problem in problems(copied)] == [True]
+def members(keys, label=lambda number: number % 3, image=jpeg):
+    """An image and a label for each key."""
+    pairs = [((f"{key}.jpg", image(number)), (f"{key}.cls", str(label(number)).encode())) for number, key in enumerate(keys)]
+    return [member for pair in pairs for member in pair]
 
 
-def test_undecodable_images_are_named(write_tar, tmp_path, encode, picture):
-    good = encode(picture(9, 9), "JPEG")
-    members = [("a.jpg", good), ("a.cls", b"0"), ("b.jpg", good[:100]), ("b.cls", b"0"), ("c.png", b"no"), ("c.cls", b"0")]
-    manifest = list_shards([write_tar("shard.tar", members)], tmp_path / "list.json", [])
-    first, second = problems(manifest)
-    assert "shard.tar: sample number 1" in first
-    assert "shard.tar: sample number 2" in second
+@pytest.fixture
+def whole(tmp_path) -> Manifest:
+    """Three shards of 3, 1 and 4 images with keys a0, a1, ..."""
+    keys = iter([f"a{number}" for number in range(8)])
+    tars = [
+        write_tar(tmp_path / f"{number}.tar", members([next(keys) for _ in range(size)]))
+        for number, size in enumerate((3, 1, 4))
+    ]
+    return list_shards(tars, tmp_path / "set.json", ["ant", "bee", "cat"])
 
 
-def test_keys_that_came_before_are_named(write_tar, tmp_path, encode, picture):
-    members = [("same.png", encode(picture(9, 9), "PNG")), ("same.cls", b"0")]
-    shards = [write_tar("one.tar", members), write_tar("two.tar", members)]
-    (problem,) = problems(list_shards(shards, tmp_path / "list.json", []))
-    assert "two.tar: sample same" in problem
+def problems(manifest: Manifest, workers: int = 1, **checks) -> list[str]:
+    """As lines, the folder of the manifest left out."""
+    folder = manifest.location.rpartition("/")[0] + "/"
+    found = check(manifest, Checks(**checks), workers)
+    return [str(problem).replace(folder, "") for report in found for problem in report.problems]
 
 
-def test_an_index_that_does_not_describe_its_shard_is_named(write_tar, tmp_path, encode, picture):
+def change(path: str, old: bytes, new: bytes) -> None:
+    content = Path(path).read_bytes()
+    assert content.count(old) == 1
+    Path(path).write_bytes(content.replace(old, new))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_whole_data_set_has_no_problems(whole, workers):
+    assert problems(whole, workers) == problems(whole, workers, quick=True) == []
+
+
+def test_a_flipped_byte_of_an_image_is_named(whole):
+    image = jpeg(1)
+    change(whole.shard(2), image, image[:-40] + bytes([image[-40] ^ 1]) + image[-39:])
+    shard, sample = problems(whole)
+    assert shard.startswith("2.tar: differs from its SHA-256 (")
+    assert sample == "2.tar: sample a5: its bytes differ from the index (CRC-32)"
+
+
+def test_a_changed_label_is_named(whole):
+    content = bytearray(Path(whole.shard(0)).read_bytes())
+    content[content.index(b"a1.cls") + 512] = ord("0")
+    Path(whole.shard(0)).write_bytes(content)
+    shard, sample = problems(whole)
+    assert "0.tar: differs from its SHA-256" in shard
+    assert "0.tar: sample a1: its index does not describe it: label 1 for 0 (" in sample
+
+
+def test_a_changed_key_is_named(whole):
+    content = Path(whole.shard(0)).read_bytes().replace(b"a1.", b"a7.")
+    header = content.index(b"a7.jpg")
+    for start in (header, content.index(b"a7.cls")):  # the tar stays sound: each header's sum is that of its bytes
+        block = bytearray(content[start : start + 512])
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        content = content[:start] + block + content[start + 512 :]
+    Path(whole.shard(0)).write_bytes(content)
+    assert "0.tar: sample a7: its index does not describe it: key a1 for a7 (" in problems(whole)[1]
+
+
+@pytest.mark.parametrize("kept", [512 * 3, 512 * 9, 512 * 9 + 100, 512 * 14])
+def test_a_truncated_shard_is_named_with_what_it_lost(whole, kept):
+    content = Path(whole.shard(2)).read_bytes()
+    Path(whole.shard(2)).write_bytes(content[:kept])
+    found = problems(whole)
+    assert f"2.tar: differs from its size ({kept} for {len(content)}), SHA-256" in found[0]
+    assert "2.tar: " in found[1] and ("truncated" in found[1] or "not a readable tar" in found[1])
+    lost = [key for key in ("a4", "a5", "a6", "a7") if content.index(f"{key}.cls".encode()) > kept]
+    assert len([line for line in found if f"sample {lost[0]}: its image lies behind the end" in line]) == 1
+    assert len(found) == 3
+
+
+def test_a_lost_end_of_the_archive_is_named(whole):
+    content = Path(whole.shard(2)).read_bytes()
+    Path(whole.shard(2)).write_bytes(content.rstrip(b"\0").ljust(-(-len(content.rstrip(b"\0")) // 512) * 512, b"\0"))
+    size, structure = problems(whole)
+    assert "differs from its size" in size
+    assert "2.tar: no end-of-archive blocks" in structure
+
+
+def test_undecodable_images_are_named_and_quick_sees_what_headers_say(tmp_path):
+    good = jpeg(0)
+    images = [good, good[:-60], b"no image", b"\x89PNG\r\n\x1a\n", b""]
+    manifest = list_shards([write_tar(tmp_path / "0.tar", members("abcde", image=images.__getitem__))], tmp_path / "set.json")
+    assert [line.split()[2] for line in problems(manifest)] == ["b:", "c:", "d:", "e:"]
+    assert [line.split()[2] for line in problems(manifest, quick=True)] == ["c:", "d:", "e:"]
+
+
+def test_a_decompression_bomb_is_named_and_not_unpacked(tmp_path):
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    manifest = list_shards(
+        [write_tar(tmp_path / "0.tar", [("a.png", file.getvalue()), ("a.cls", b"0")])], tmp_path / "set.json"
+    )
+    for quick in (False, True):
+        (line,) = problems(manifest, quick=quick)
+        assert "0.tar: sample a: not a readable image (" in line
+
+
+def test_keys_that_come_again_are_named(tmp_path):
+    tars = [
+        write_tar(tmp_path / f"{number}.tar", members(keys)) for number, keys in enumerate((["x", "y"], ["z", "x"], ["y", "x"]))
+    ]
+    found = problems(list_shards(tars, tmp_path / "set.json"))
+    assert sorted(found) == [
+        "1.tar: sample x: the key came before, in 0.tar",
+        "2.tar: sample x: the key came before, in 1.tar",
+        "2.tar: sample y: the key came before, in 0.tar",
+    ]
+
+
+def test_an_index_of_an_older_shard_is_named(whole, tmp_path):
     """The images lie at the same places, so that no checksum fails: only the labels are those of an older shard."""
-    image = encode(picture(9, 9), "PNG")
-    old, new = ([("a.png", image), ("a.cls", label)] for label in (b"0", b"1"))
-    list_shards([write_tar("shard.tar", old)], tmp_path / "old.json", [])
-    shutil.copy(index_path(tmp_path / "shard.tar"), tmp_path / "old.idx")
-    manifest = list_shards([write_tar("shard.tar", new)], tmp_path / "new.json", [])
-    assert list(problems(manifest)) == []
-    shutil.copy(tmp_path / "old.idx", index_path(tmp_path / "shard.tar"))
-    (problem,) = problems(manifest)
-    assert "shard.tar: its index" in problem
+    keep = tmp_path / "old.idx"
+    shutil.copy(whole.index(0), keep)
+    write_tar(tmp_path / "0.tar", members(["a0", "a1", "a2"], label=lambda number: 2 - number))
+    manifest = list_shards([whole.shard(number) for number in range(3)], tmp_path / "set.json", ["ant", "bee", "cat"])
+    assert problems(manifest) == []
+    shutil.copy(keep, manifest.index(0))
+    (line,) = problems(manifest)
+    assert line.startswith("0.tar: sample a0: its index does not describe it: label 0 for 2 (")
+    assert line.endswith("; and 1 samples more")
 
 
-def test_a_missing_shard_is_an_error(copied):
-    copied.shard(3).unlink()
-    with pytest.raises(DataError, match=r"train-00003.tar does not exist"):
-        list(problems(copied))
+def test_every_flipped_byte_of_an_index_is_found(whole):
+    index = Path(whole.index(0))
+    content = index.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        index.write_bytes(damaged)
+        assert problems(whole, quick=True), f"byte {place}"
+        assert all(line.startswith("0.tar: ") for line in problems(whole, quick=True))
+    index.write_bytes(content)
+    assert problems(whole) == []
+
+
+@pytest.mark.parametrize("damaged", ["shard", "index"])
+def test_any_damage_is_a_problem_and_no_exception(whole, damaged):
+    """Cut short, scribbled over, pieces lost, pieces added."""
+    path = Path(getattr(whole, damaged)(0))
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for number in range(120):
+        start, end = sorted(rng.integers(0, len(content), 2).tolist())
+        scribbled = bytearray(content)
+        scribbled[start] ^= int(rng.integers(1, 256))
+        added = content[:start] + rng.bytes(end - start + 1) + content[start:]
+        path.write_bytes([content[:start], scribbled, content[:start] + content[end + 1 :], added][number % 4])
+        assert problems(whole), (number, start, end)
+
+
+def test_what_is_missing_is_named_and_the_rest_is_checked(whole):
+    Path(whole.shard(0)).unlink()
+    Path(whole.index(1)).unlink()
+    change(whole.shard(2), jpeg(3), jpeg(3)[:-20] + b"\0" * 20)
+    found = problems(whole)
+    assert [line.partition(":")[0] for line in found] == ["0.tar", "1.tar", "2.tar", "2.tar"]
+    assert "No such file" in found[0] and "1.idx" in found[1] and "sample a7" in found[3]
+
+
+def test_labels_that_are_no_class_are_named(whole):
+    (first, second) = problems(whole, num_classes=2)
+    assert first == "0.tar: sample a2: label 2 (-1 = none) is not within 0..1"
+    assert second.startswith("2.tar: sample a6: label 2")
+    write_manifest(dataclasses.replace(whole, classes=["ant"]))
+    assert problems(read_manifest(whole.location))[0].endswith("is not within 0..0; and 1 samples more")
+
+
+def test_labels_are_read_by_the_rule_of_the_index(tmp_path):
+    tar = write_tar(tmp_path / "0.tar", [("a.jpg", jpeg(0)), ("a.cls", b"0"), ("a.json", b'{"kind": "bee", "label": "ant"}')])
+    manifest = list_shards([tar], tmp_path / "set.json", ["ant", "bee"], "json:kind")
+    assert problems(manifest, label="json:kind") == []
+    (line,) = problems(manifest)
+    assert "label 1 for 0 (labels by the rule auto; --label names another)" in line
+
+
+def test_a_set_without_labels_is_whole_unless_classes_are_asked_for(tmp_path):
+    manifest = list_shards([write_tar(tmp_path / "0.tar", [("a.jpg", jpeg(0))])], tmp_path / "set.json", rule="none")
+    assert problems(manifest) == []
+    assert problems(manifest, num_classes=3) == ["0.tar: sample a: label -1 (-1 = none) is not within 0..2"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("samples", [3, 2, 3], "number of samples"),
+        ("bytes", [1, 1, 1], "size (10240 for 1)"),
+        ("sha256", ["0", "0", "0"], "SHA-256"),
+        ("index_bytes", [1, 1, 1], "size of the index"),
+        ("labels", [[0, 1], [0, 0], [0, 2]], "highest label (2 for 1)"),
+    ],
+)
+def test_a_manifest_that_says_otherwise_is_named(whole, column, value, said):
+    array = value if column == "sha256" else np.array(value)
+    found = problems(dataclasses.replace(whole, **{column: array}))
+    assert any(line.partition(": ")[2].startswith(f"differs from its {said}") for line in found)
+
+
+def test_remote_shards_are_checked_as_local_ones(whole):
+    change(whole.shard(2), jpeg(1), jpeg(1)[:-20] + b"\0" * 20)
+    folder = Path(whole.location).parent
+    with http_server(folder) as url:
+        remote = read_manifest(f"{url}/set.json")
+        assert problems(remote, workers=2) == problems(whole)
+
+
+def verify(*words: str) -> int:
+    args = build_parser().parse_args(["data", "verify", *words, "--workers", "1"])
+    return args.command(args)
+
+
+def test_the_command_says_how_it_went(whole, capsys):
+    assert verify(whole.location) == 0
+    assert capsys.readouterr() == (f"{whole.location}: 8 images in 3 shards, 0 problems\n", "")
+    assert verify(whole.location, whole.location, "--num-classes", "2") == 1
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0] == f"{whole.shard(0)}: sample a2: label 2 (-1 = none) is not within 0..1"
+    assert out == f"{whole.location}: 8 images in 3 shards, 2 problems\n" * 2
+    assert verify(whole.location, "--num-classes", "2", "--json") == 1
+    first, _, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["shard"], first["key"]) == (whole.shard(0), "a2")
+    assert last == {"manifest": whole.location, "images": 8, "shards": 3, "problems": 2}

@@ -1,0 +1,104 @@
+"""What is in a data set: counts from its manifest and indexes, sizes and formats from the headers of some of its images."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipeline.columns import READ_THREADS, read_columns
+from data_pipeline.decode import size
+from data_pipeline.jpeg import has_restarts
+from data_pipeline.labels import NO_LABEL
+from data_pipeline.manifest import Manifest
+from data_pipeline.stream import Shards
+
+MAGIC = {b"\xff\xd8": "jpeg", b"\x89PNG": "png", b"RIFF": "webp"}
+
+
+def stats(manifest: Manifest, num_sampled: int, seed: int) -> dict[str, Any]:
+    """Everything as JSON has it. Holds 16 bytes per sample."""
+    columns = read_columns(manifest, "size", "label")
+    return {
+        "manifest": manifest.location,
+        "images": manifest.num_samples,
+        "shards": len(manifest.urls),
+        "bytes": int(manifest.bytes.sum()),
+        "images_per_shard": spread(manifest.samples),
+        "bytes_per_shard": spread(manifest.bytes),
+        "bytes_per_image": spread(columns["size"]),
+        **class_stats(columns["label"], manifest.classes),
+        "sampled": sampled_stats(manifest, num_sampled, seed),
+    }
+
+
+def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Least, greatest and what lies between them."""
+    quantiles = np.quantile(values, (0, 0.05, 0.5, 0.95, 1)) if len(values) else [0] * 5
+    return dict(zip(("min", "p5", "median", "p95", "max"), map(float, quantiles), strict=True))
+
+
+def class_stats(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Images per class, for every named class and every label that occurs."""
+    numbers, counts = np.unique(labels[labels != NO_LABEL], return_counts=True)
+    histogram = dict.fromkeys(range(len(classes)), 0) | dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    return {
+        "classes": len(histogram),
+        "label_min": int(numbers[0]) if len(numbers) else None,
+        "label_max": int(numbers[-1]) if len(numbers) else None,
+        "without_label": int((labels == NO_LABEL).sum()),
+        "images_per_class": spread(list(histogram.values())),
+        "imbalance": round(counts.max() / counts.min(), 4) if len(counts) else None,  # among classes that have images
+        "classes_without_images": [class_name(number, classes) for number, count in histogram.items() if not count],
+        "histogram": [
+            {"label": number, "class": class_name(number, classes), "images": count} for number, count in histogram.items()
+        ],
+    }
+
+
+def class_name(label: int, classes: Sequence[str]) -> str:
+    """What a label means: a class's name, or its number where it has none."""
+    if label == NO_LABEL:
+        return "no label"
+    return classes[label] if 0 <= label < len(classes) else str(label)
+
+
+class Look(NamedTuple):
+    """What an image's header says."""
+
+    width: int
+    height: int
+    format: str
+    restarts: bool
+
+
+def sampled_stats(manifest: Manifest, num_sampled: int, seed: int) -> dict[str, Any]:
+    """Sizes and formats of images drawn without repetition."""
+    shards = Shards(manifest)
+
+    def look(sample: int) -> Look | None:
+        block = shards.load(np.array([sample]))
+        try:
+            image, _ = block.image(sample)
+            return Look(*size(image), format_of(image), has_restarts(image))
+        except ValueError:
+            return None
+
+    samples = np.random.default_rng(seed).choice(len(shards), min(num_sampled, len(shards)), replace=False)
+    with ThreadPoolExecutor(READ_THREADS, "look") as pool:
+        looks = [found for found in pool.map(look, np.sort(samples).tolist()) if found]
+    return {
+        "images": len(samples),
+        "damaged": len(samples) - len(looks),
+        "width": spread([found.width for found in looks]),
+        "height": spread([found.height for found in looks]),
+        "aspect": spread([found.width / found.height for found in looks]),
+        "formats": dict(Counter(found.format for found in looks).most_common()),
+        "restart_markers": sum(found.restarts for found in looks) / max(1, len(looks)),
+    }
+
+
+def format_of(image: bytes) -> str:
+    """By its first bytes, whatever its file was called."""
+    return next((name for magic, name in MAGIC.items() if image.startswith(magic)), "other")
