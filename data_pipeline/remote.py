@@ -4,7 +4,6 @@ What a flaky network does is tried again, ATTEMPTS times over about two minutes;
 or refused credentials, is a DataError at once. Any number of threads may call. Errors never show a url's user or query.
 """
 
-import atexit
 import functools
 import logging
 import random
@@ -94,16 +93,10 @@ def write(url: str, content: bytes) -> None:
     _retry(url, functools.partial(_operate, url, "pipe_file", content, num_bytes=len(content)))
 
 
-@atexit.register
 def close() -> None:
-    """Close all connections; they open again when needed."""
+    """Let go of all connections; they open again when needed."""
     with _lock:
-        while _systems:
-            from fsspec.asyn import sync
-
-            _, system = _systems.popitem()
-            if session := getattr(system, "_session", None):  # of http and gs; s3fs closes its own
-                sync(system.loop, session.close)
+        _systems.clear()
 
 
 def too_short(url: str, found: int, end: int) -> DataError:

@@ -21,6 +21,7 @@ OPEN_FILES = 256  # local descriptors kept; well below the usual limit of 1,024
 T = TypeVar("T")
 
 
+@functools.lru_cache(OPEN_FILES)
 def is_remote(url: str) -> bool:
     """Whether it takes a network; DataError for `pipe:` and schemes that are not read."""
     scheme = "pipe" if url.startswith("pipe:") else remote.scheme_of(url)
@@ -72,7 +73,10 @@ def read(url: str, start: int, end: int) -> bytes:
         return b""
     if is_remote(url):
         return remote.read(url, start, end)
-    content = _local(url, lambda path: _pread(_open(path), start, end - start))
+    try:
+        content = _pread(_open(url), start, end - start)
+    except OSError as error:
+        raise _unreadable(url, error) from None
     if len(content) < end - start:
         raise remote.too_short(url, start + len(content), end)
     return content
@@ -86,7 +90,7 @@ def read_all(url: str) -> bytes:
 def will_need(url: str, start: int, end: int) -> None:
     """Have the kernel read [start, end) of a local file ahead; returns at once. Nothing for remote ones."""
     if not is_remote(url):
-        _local(url, lambda path: _advise(_open(path), start, end - start))
+        _local(url, lambda _: _advise(_open(url), start, end - start))
 
 
 def write(url: str, content: bytes) -> None:
@@ -115,8 +119,8 @@ class _OpenFile:
 
 
 @functools.lru_cache(OPEN_FILES)
-def _open(path: Path) -> _OpenFile:
-    return _OpenFile(path)
+def _open(url: str) -> _OpenFile:
+    return _OpenFile(local_path(url))
 
 
 def _pread(file: _OpenFile, start: int, length: int) -> bytes:
@@ -148,4 +152,8 @@ def _local(url: str, action: Callable[[Path], T]) -> T:
     try:
         return action(local_path(url))
     except OSError as error:
-        raise DataError(f"{url}: {error.strerror or error}; check the path, or copy the file anew") from None
+        raise _unreadable(url, error) from None
+
+
+def _unreadable(url: str, error: OSError) -> DataError:
+    return DataError(f"{url}: {error.strerror or error}; check the path, or copy the file anew")

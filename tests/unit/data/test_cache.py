@@ -79,7 +79,8 @@ def locked_size(directory):
 
 
 def hammer(directory, limit, seed, reads):
-    return subprocess.Popen([sys.executable, "-c", HAMMER, str(directory), *map(str, (limit, seed, reads))])
+    command = [sys.executable, "-c", HAMMER, directory, *map(str, (limit, seed, reads))]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 def test_only_what_is_missing_is_fetched_in_one_read_for_each_gap(tmp_path):
@@ -92,6 +93,17 @@ def test_only_what_is_missing_is_fetched_in_one_read_for_each_gap(tmp_path):
     assert thing.read(Cache(tmp_path, 100 * STORED), 0, SIZE) == []
     assert thing.read(store, 0, 1, name="other") == [(0, 1000)]
     assert sum(stored(tmp_path).values()) == SIZE + CHUNK + 11 * cache.CRC_BYTES
+
+
+def test_a_chunk_that_two_fetched_at_once_counts_once(tmp_path):
+    thing, one, other = Object(), Cache(tmp_path, 9 * STORED), Cache(tmp_path, 9 * STORED)
+
+    def fetch(start, end):
+        thing.read(other, start, end)
+        return CONTENT[start:end]
+
+    assert one.read("object", SIZE, 0, 2000, fetch) == CONTENT[:2000]
+    assert int((tmp_path / "total").read_bytes()) == sum(stored(tmp_path).values()) == 2 * STORED
 
 
 def test_a_failed_fetch_stores_nothing(tmp_path):
@@ -164,6 +176,7 @@ def test_processes_at_once_stay_below_the_limit_with_right_bytes(tmp_path):
     while any(process.poll() is None for process in processes):
         most = max(most, locked_size(tmp_path))
         time.sleep(0.001)
+    assert [process.communicate()[1] for process in processes] == [""] * 4
     assert [process.returncode for process in processes] == [0] * 4
     assert 3 * STORED < most <= limit
     assert sum(stored(tmp_path).values()) <= limit
@@ -176,9 +189,11 @@ def test_processes_killed_at_any_moment_do_no_harm(tmp_path):
         process = hammer(tmp_path, limit, seed, 10**9)
         time.sleep(0.25 + draw.random() * 0.2)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        assert process.communicate() == (None, "")
+        assert process.returncode == -signal.SIGKILL
         assert locked_size(tmp_path) <= limit
-    assert witness.wait() == 0
+    assert witness.communicate() == (None, "")
+    assert witness.returncode == 0
     Object().read(Cache(tmp_path, limit), 0, SIZE)
     assert (tmp_path / "partial") not in stored(tmp_path)
     assert sum(stored(tmp_path).values()) <= limit

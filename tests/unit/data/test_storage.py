@@ -1,5 +1,6 @@
 """Bytes are those of the file, from the disk and from real servers; what a network does is healed, what cannot heal is said."""
 
+import asyncio
 import logging
 import os
 import random
@@ -16,7 +17,7 @@ import serving
 from serving import Faults
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from data_pipeline import remote, storage
@@ -265,6 +266,22 @@ def test_a_server_that_ignores_ranges_is_said_at_once(url, faults):
     assert storage.read_all(url) == CONTENT
 
 
+def test_a_whole_file_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(remote, "TIMEOUT_S", 1.0)
+
+    async def endless():
+        while True:
+            yield bytes(100_000)
+            await asyncio.sleep(0.001)  # else the server never sees that the client has left
+
+    async def serve(_: Request) -> StreamingResponse:
+        return StreamingResponse(endless())
+
+    with serving.asgi_server(Starlette(routes=[Route("/a.tar", serve)])) as server:
+        with pytest.raises(DataError, match="ignores Range"):
+            storage.read(f"{server}/a.tar", 0, 10)
+
+
 def test_slow_is_not_wrong(url, faults):
     faults.coming += ["slow"]
     assert storage.read(url, 0, 10) == CONTENT[:10]
@@ -303,20 +320,28 @@ def test_s3_objects_are_written_and_read(aws):
         check_threads(url)
 
 
-@pytest.mark.parametrize(("status", "words"), [("503", ""), ("500", ""), ("403", "may not be accessed"), ("400", "HTTP 400")])
-def test_s3_faults_are_tried_again_once_each_or_said(aws, status, words):
+@pytest.mark.parametrize(
+    ("coming", "words", "requests"),
+    [
+        (["503"] * 4, "", 5),
+        (["500"] * 99, "HTTP 500, 10 times", 10),
+        (["403"], "may not be accessed", 1),
+        (["400"], "HTTP 400", 1),
+    ],
+)
+def test_s3_faults_are_tried_again_once_each_or_said(aws, coming, words, requests):
     faults = Faults()
     with serving.s3_server(faults=faults) as (endpoint, bucket):
         aws(endpoint)
         storage.write(f"s3://{bucket}/a.tar", CONTENT)
         faults.requests.clear()
-        faults.coming += [status] * 4
+        faults.coming += coming
         if words:
             with pytest.raises(DataError, match=words):
                 storage.read(f"s3://{bucket}/a.tar", 0, 10)
         else:
             assert storage.read(f"s3://{bucket}/a.tar", 0, 10) == CONTENT[:10]
-        assert faults.requests == ["GET bytes=0-9"] * (1 if words else 5)
+        assert faults.requests == ["GET bytes=0-9"] * requests
 
 
 def test_gs_objects_are_written_and_read(monkeypatch):
@@ -368,5 +393,10 @@ def test_a_missing_package_is_named_by_its_extra(scheme, package):
 
 
 def test_a_process_that_read_ends_without_complaint(url):
+    with serving.gs_server() as (gs, bucket), serving.s3_server() as (s3, _):
+        settings = {**serving.AWS_CREDENTIALS, "AWS_ENDPOINT_URL": s3, "STORAGE_EMULATOR_HOST": gs, "PYTHONWARNINGS": "error"}
+        for scheme in ("gs", "s3"):
+            done = run("storage.write(url, b'abc'); print(storage.read(url, 0, 2))", f"{scheme}://{bucket}/x", **settings)
+            assert (done.stdout, done.stderr) == ("b'ab'\n", "")
     done = run("print(len(storage.read(url, 0, 100)))", url, PYTHONWARNINGS="error", PYTHONDEVMODE="1")
     assert (done.stdout, done.stderr) == ("100\n", "")
