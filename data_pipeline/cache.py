@@ -60,13 +60,13 @@ class Cache:
         for missing, gap in itertools.groupby(numbers, lambda number: chunks[number] is None):
             if missing:
                 chunks.update(self._fetch(name, size, list(gap), fetch))
-        first = numbers.start * CHUNK_BYTES
-        return b"".join(chunk for chunk in chunks.values() if chunk)[start - first : end - first]
+        places = ((number * CHUNK_BYTES, chunk) for number, chunk in chunks.items() if chunk)
+        return b"".join(chunk[max(start - first, 0) : end - first] for first, chunk in places)
 
-    def _fetch(self, name: str, size: int, gap: list[int], fetch: Callable[[int, int], bytes]) -> dict[int, bytes | None]:
+    def _fetch(self, name: str, size: int, gap: list[int], fetch: Callable[[int, int], bytes]) -> dict[int, memoryview | None]:
         start = gap[0] * CHUNK_BYTES
-        content = fetch(start, start + sum(_length(size, number) for number in gap))
-        chunks: dict[int, bytes | None] = {}
+        content = memoryview(fetch(start, start + sum(_length(size, number) for number in gap)))
+        chunks: dict[int, memoryview | None] = {}
         for number in gap:
             offset = number * CHUNK_BYTES - start
             chunk = chunks[number] = content[offset : offset + CHUNK_BYTES]
@@ -77,10 +77,10 @@ class Cache:
         digest = hashlib.sha256(name.encode()).hexdigest()
         return self.directory / digest[:2] / f"{digest[2:]}-{number}.chunk"
 
-    def _load(self, path: Path, length: int) -> bytes | None:
+    def _load(self, path: Path, length: int) -> memoryview | None:
         """The chunk, now the most recently used one, or None."""
         try:
-            stored = path.read_bytes()
+            stored = memoryview(path.read_bytes())
         except OSError:
             return None
         chunk = stored[:length]
@@ -89,14 +89,14 @@ class Cache:
             os.utime(path) if intact else path.unlink()
         return chunk if intact else None
 
-    def _store(self, path: Path, chunk: bytes) -> None:
+    def _store(self, path: Path, chunk: memoryview) -> None:
         """Write a chunk, room made for it; a disk that is full first is no reason to stop a training."""
         if self._full_disk:
             return
         try:
             with self._locked() as total:
                 if not path.exists():
-                    self._write(total, path, chunk + _crc(path, chunk))
+                    self._write(total, path, b"".join((chunk, _crc(path, chunk))))
         except OSError as error:
             self._full_disk = True
             log.warning("cache %s: %s; going on without adding to it", self.directory, error.strerror)
@@ -147,7 +147,7 @@ def _length(size: int, number: int) -> int:
     return min(CHUNK_BYTES, size - number * CHUNK_BYTES)
 
 
-def _crc(path: Path, chunk: bytes) -> bytes:
+def _crc(path: Path, chunk: memoryview) -> bytes:
     """Also of the chunk's name, so that one in another's place is noticed."""
     return zlib.crc32(chunk, zlib.crc32(path.name.encode())).to_bytes(CRC_BYTES, "little")
 
