@@ -42,6 +42,7 @@ ORIGINAL = Encoding()
 class Work(NamedTuple):
     """A shard to be written."""
 
+    split: str
     path: Path
     images: list[Item]
 
@@ -82,6 +83,8 @@ def build(
     sizes = list(shard_samples)
     if not shard_bytes and (not sizes or min(sizes) < 1):
         raise DataError(f"images per shard: {sizes}; give one or more sizes, each at least 1")
+    if encoding.restart_all and not shutil.which("jpegtran"):
+        raise DataError("--restart-all needs the program jpegtran; install libjpeg-turbo (Debian: libjpeg-turbo-progs)")
     splits = _split(collection, val_fraction, val, seed, shuffle)
     built = {
         "images": Collection([image for images in splits.values() for image in images], collection.classes).digest(),
@@ -95,15 +98,17 @@ def build(
     }
     _claim(out, built)
     write = partial(write_shard, encoding=encoding, skip_bad=skip_bad)
-    manifests = {}
+    work = []
     for name, images in splits.items():
         if images and not (out / f"{name}.json").exists():
             parts = _parts_of_bytes(images, shard_bytes, encoding) if shard_bytes else _parts(images, sizes)
-            work = [Work(out.absolute() / f"{name}-{number:05d}.tar", part) for number, part in enumerate(parts)]
-            _list_split(out / name, list(in_processes(write, work, workers, name)), collection.classes, built)
-        if images:
-            manifests[name] = read_manifest(str(out / f"{name}.json"))
-            manifests[name].check()
+            work += [Work(name, out.absolute() / f"{name}-{number:05d}.tar", part) for number, part in enumerate(parts)]
+    shards = zip(work, in_processes(write, work, workers, "shards"), strict=True)
+    for name, group in itertools.groupby(shards, lambda pair: pair[0].split):
+        _list_split(out / name, [done for _, done in group], collection.classes, built)
+    manifests = {name: read_manifest(str(out / f"{name}.json")) for name, images in splits.items() if images}
+    for manifest in manifests.values():
+        manifest.check()
     return manifests
 
 

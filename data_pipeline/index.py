@@ -62,20 +62,23 @@ class Member(NamedTuple):
 def scan(shard: Path, labels: Labels, name: str = "") -> Iterator[Entry]:
     """The samples of a tar in order: each one image, and its label. `name` is the shard's in messages."""
     name = name or str(shard)
-    for key, group in itertools.groupby(members(shard, name), operator.attrgetter("key")):
+    # As webdataset does, README and ._a.jpg are passed over.
+    named = (member for member in members(shard, name) if member.extension and not f"/{member.key}".endswith("/"))
+    for key, group in itertools.groupby(named, operator.attrgetter("key")):
         yield _entry(key, list(group), labels, name)
 
 
 def _entry(key: str, group: list[Member], labels: Labels, name: str) -> Entry:
     images = [member for member in group if member.extension in IMAGE_EXTENSIONS]
-    if len(images) != 1:
+    contents = {member.extension: member.content for member in group}
+    if len(images) != 1 or len(contents) < len(group):
         found = ", ".join(f".{member.extension}" for member in group)
         raise DataError(
             f"{name}: sample {key}: {len(images)} images among its members {found}; each sample needs one "
-            f"({', '.join(IMAGE_EXTENSIONS)}) beside its label, under a key of its own"
+            f"({', '.join(IMAGE_EXTENSIONS)}) beside its label, under a key of its own, and no ending twice"
         )
     image, last = images[0], group[-1]
-    label = labels.read(f"{name}: sample {key}", {member.extension: member.content for member in group})
+    label = labels.read(f"{name}: sample {key}", contents)
     end = last.offset + -(-len(last.content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     begin = group[0].begin
     return Entry(key, image.offset, len(image.content), zlib.crc32(image.content), label, image.offset - begin, end - begin)
@@ -96,7 +99,7 @@ def members(shard: Path, name: str) -> Iterator[Member]:
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> Member:
-    if not info.isreg():
+    if not info.isreg() or info.issparse():  # a sparse file's bytes do not lie there as they are
         raise DataError(f"{name}: member {info.name!r} is not a regular file; shards hold files only")
     if info.name.startswith("/") or ".." in info.name.split("/"):
         raise DataError(f"{name}: member {info.name!r} points outside of the folder it is unpacked in; build the shard anew")
