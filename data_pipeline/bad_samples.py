@@ -4,8 +4,10 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
 from data_pipeline.config import BadSamplesConfig
-from data_pipeline.draw import Purpose, permutation
+from data_pipeline.draw import Purpose, words
 from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.stream import Loaded, Shards, where
 
@@ -32,35 +34,35 @@ class BadSamples:
         self._bad: set[int] = set()
         self._lock = threading.Lock()
 
-    def use(self, block: Loaded, epoch: int, sample: int, make: Callable[[int], T]) -> tuple[T, Skip | None]:
-        """`make(sample)`, or of another sample of its block when that raises BadSampleError and the policy is to replace.
+    def use(self, block: Loaded, epoch: int, sample: int, make: Callable[[Loaded, int], T]) -> tuple[T, Skip | None]:
+        """`make(block, sample)`, or, when that raises BadSampleError and the policy is to replace, of another sample.
 
-        The candidates follow from (seed, epoch, sample) and the block, so they are the same on every layout. A block that
-        could not be read is no bad sample: that error goes on.
+        The candidates are drawn from the same source and follow from (seed, epoch, sample) alone, so they are the same on
+        every layout. What could not be read is no bad sample: that error goes on.
         """
         try:
-            return make(sample), None
+            return make(block, sample), None
         except BadSampleError as error:
             if self.config.policy == "fail":
                 raise DataError(
                     f"{where(self.shards, sample)}: {error} (or go on with another image: data.bad_samples.policy=replace)"
                 ) from error
-            return self._replace(block, epoch, sample, str(error), make)
+            return self._replace(epoch, sample, str(error), make)
 
-    def _replace(self, block: Loaded, epoch: int, sample: int, reason: str, make: Callable[[int], T]) -> tuple[T, Skip]:
+    def _replace(self, epoch: int, sample: int, reason: str, make: Callable[[Loaded, int], T]) -> tuple[T, Skip]:
         self._note(sample)
-        others = [other for other in block if other != sample]
-        for number in permutation(len(others), self.seed, Purpose.REPLACE, epoch, sample):
+        first, count = self.shards.source_of(sample)
+        for word in words(self.config.max_run, self.seed, Purpose.REPLACE, epoch, sample):
+            other = first + int(word % count)
             try:
-                made = make(others[number])
+                made = make(self.shards.load(np.array([other])), other)
             except BadSampleError:
-                self._note(others[number])
+                self._note(other)
                 continue
-            key, by = self.shards.key(sample), self.shards.key(others[number])
-            return made, Skip(epoch, key, self.shards.place(sample).url, reason, by)
+            return made, Skip(epoch, self.shards.key(sample), self.shards.place(sample).url, reason, self.shards.key(other))
         raise DataError(
-            f"{where(self.shards, sample)}: {reason}; and no image of its shuffle block of {len(others) + 1} can take its "
-            "place; look at the shard with `vitscale data verify`"
+            f"{where(self.shards, sample)}: {reason}; and none of {self.config.max_run} other images drawn in its place can be "
+            "used; look at the shards with `vitscale data verify`"
         )
 
     def _note(self, sample: int) -> None:
@@ -83,5 +85,5 @@ def check_fraction(config: BadSamplesConfig, skipped: int, samples: int) -> None
     if skipped > config.max_fraction * max(samples, SETTLED):
         raise DataError(
             f"data.bad_samples.max_fraction: {skipped:,} of {samples:,} images could not be used, {config.max_fraction:.3%} "
-            "are allowed; data_ledger.jsonl in the run directory names them; mend the shards, or raise the limit and start again"
+            "are allowed; data_ledger.jsonl in the run directory names them; mend the shards, or raise the limit and go on"
         )

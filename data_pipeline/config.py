@@ -88,11 +88,11 @@ class BadSamplesConfig(Section):
     """What happens when an image cannot be used: damaged, undecodable, huge, or with a label that does not exist."""
 
     policy: Literal["fail", "replace"] = "fail"
-    """fail: stop and say which; replace: by another of its shuffle block, always the same one, noted in data_ledger.jsonl"""
+    """fail: stop and say which; replace: by another of its source, always the same one, noted in data_ledger.jsonl"""
     max_fraction: float = Field(1e-3, ge=0.0, le=1.0)
     """replace: largest part of the images seen so far; above it the run stops"""
     max_run: int = Field(16, ge=1)
-    """replace: most bad images in a row in a shard; above it the run stops"""
+    """replace: most bad images in a row in a shard, and most that are tried in the place of one; above it the run stops"""
 
 
 class DataConfig(Section):

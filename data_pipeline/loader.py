@@ -162,8 +162,8 @@ def train_loader(
     bad_samples = BadSamples(config.bad_samples, shards, seed)
 
     def prepare(block: Loaded, epoch: int, sample: int) -> Sample:
-        def use(number: int) -> tuple[View, int]:
-            image, label = usable(block, number, num_classes)
+        def use(loaded: Loaded, number: int) -> tuple[View, int]:
+            image, label = usable(loaded, number, num_classes)
             return readable(lambda: train_view(image, size, config, Draw(seed, Purpose.AUGMENT, epoch, number))), label
 
         (view, label), skip = bad_samples.use(block, epoch, sample, use)

@@ -6,13 +6,13 @@
 import hashlib
 import io
 import tarfile
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from isal.isal_zlib import crc32  # an order faster than zlib's
 
 from data_pipeline import storage
 from data_pipeline.cache import Cache
@@ -71,6 +71,13 @@ class Shards:
         manifest, within = self.manifests[number], shard - int(self._first_shards[number])
         return Place(manifest, within, sample - int(self.ends[shard] - manifest.samples[within]))
 
+    def source_of(self, sample: int) -> tuple[int, int]:
+        """(first sample, number of samples) of the manifest that holds this sample."""
+        ends = self.ends[self._first_shards[1:] - 1]
+        number = int(np.searchsorted(ends, sample, side="right"))
+        count = self.manifests[number].num_samples
+        return int(ends[number]) - count, count
+
     def load(self, samples: np.ndarray) -> "Loaded":
         """What is needed to use these samples, with as few reads as there are shards among them."""
         ordered = np.sort(samples)
@@ -84,10 +91,16 @@ class Shards:
         rows = np.frombuffer(self._read(place, place.manifest.index(place.shard), *span, suffix=".idx"), ROW)
         begin = int(rows["offset"][0]) - int(rows["lead"][0])
         stop = int((rows["offset"] - rows["lead"] + rows["span"]).max())
-        if not storage.is_remote(place.url):  # mapped: images are copied one by one, when they are used
-            storage.will_need(place.url, begin, stop)
-            return _Part(first, place, rows, 0, None)
-        return _Part(first, place, rows, begin, self._read(place, place.url, begin, stop))
+        if not 0 <= begin <= stop <= place.manifest.bytes[place.shard]:
+            raise DataError(
+                f"{place.manifest.index(place.shard)}: its rows {place.row} to {place.row + end - first} point outside of "
+                f"{place.url}; the index is damaged: copy it anew, or make it anew with `vitscale data index`"
+            )
+        url = place.url
+        if not storage.is_remote(url):  # images are read one by one, when they are used: the kernel keeps the block
+            storage.will_need(url, begin, stop)
+            return _Part(first, url, rows.tolist(), 0, None)
+        return _Part(first, url, rows.tolist(), begin, self._read(place, url, begin, stop))
 
     def _read(self, place: Place, url: str, start: int, end: int, suffix: str = "") -> bytes:
         if self._cache is None or not storage.is_remote(url):
@@ -113,10 +126,10 @@ class _Part(NamedTuple):
     """Consecutive samples of one shard."""
 
     first: int  # number of the first sample
-    place: Place
-    rows: np.ndarray  # dtype ROW
+    url: str
+    rows: list[tuple[int, ...]]  # the fields of ROW; a tuple is read many times faster than a row of numpy
     begin: int  # of `data` in the shard
-    data: bytes | None  # None: the shard is mapped
+    data: bytes | None  # None: read from the disk when used
 
 
 class Loaded:
@@ -132,25 +145,24 @@ class Loaded:
 
     def image(self, sample: int) -> tuple[bytes, int]:
         """The encoded image, checked against the index, and its label."""
-        part, row = self._find(sample)
-        offset = int(row["offset"])
-        image = _bytes(part, offset, offset + int(row["size"]))
-        if zlib.crc32(image) != row["crc32"]:
+        part, (offset, size, checksum, label, *_) = self._find(sample)
+        image = _bytes(part, offset, offset + size)
+        if crc32(image) != checksum:
             raise BadSampleError(
                 "its bytes differ from the index (CRC-32); the shard is damaged or was rebuilt: copy it anew, or write a new "
                 "manifest with `vitscale data index`"
             )
-        return image, int(row["label"])
+        return image, label
 
     def members(self, sample: int) -> tuple[str, dict[str, bytes]]:
         """The key, and all files of the sample by extension."""
-        part, row = self._find(sample)
-        begin = int(row["offset"]) - int(row["lead"])
-        with tarfile.open(fileobj=io.BytesIO(_bytes(part, begin, begin + int(row["span"]))), errors="replace") as tar:
+        part, (offset, *_, lead, span) = self._find(sample)
+        begin = offset - lead
+        with tarfile.open(fileobj=io.BytesIO(_bytes(part, begin, begin + span)), errors="replace") as tar:
             files = [(split_name(info.name), tar.extractfile(info)) for info in tar if info.isreg()]
             return files[0][0][0], {extension: file.read() for (_, extension), file in files if file}
 
-    def _find(self, sample: int) -> tuple[_Part, np.void]:
+    def _find(self, sample: int) -> tuple[_Part, tuple[int, ...]]:
         for part in self._parts:
             if 0 <= sample - part.first < len(part.rows):
                 return part, part.rows[sample - part.first]
@@ -159,7 +171,7 @@ class Loaded:
 
 def _bytes(part: _Part, start: int, end: int) -> bytes:
     if part.data is None:
-        return storage.read(part.place.url, start, end)
+        return storage.read(part.url, start, end)
     return part.data[start - part.begin : end - part.begin]
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from vitscale.arguments import Commands, add, count
+from vitscale.cli_bench import add_bench_command
 from vitscale.cli_inspect import add_inspect_commands
 from vitscale.cli_order import add_order_commands
 
@@ -40,6 +41,7 @@ def add_data_commands(commands: Commands) -> None:
     add_workers(index)
     add_inspect_commands(commands)
     add_order_commands(commands)
+    add_bench_command(commands)
 
 
 def add_sources(build: argparse.ArgumentParser) -> None:

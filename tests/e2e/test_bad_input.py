@@ -35,8 +35,9 @@ def refuse(tiny: Tiny, *words: str, procs: int = 2, naming: list[str]) -> None:
         ("init.from=models:/nobody@champion", ["no MLflow store at", "MLFLOW_TRACKING_URI"]),
         ("init.from=no/such/checkpoint", ["no/such/checkpoint", "no such directory"]),
         ("data.train.samples=401", ["data.train.samples", "401", "400"]),
-        ("data.train.manifest=nowhere.json", ["nowhere.json", "no such manifest", "vitscale data build"]),
-        ("hardware.loader_memory_gib=1e-6", ["shuffle_block", "loader_memory_gib"]),
+        ("data.train.manifest=nowhere.json", ["nowhere.json", "no manifest to read", "vitscale data build"]),
+        ("data.train={manifest: a, weights: 2}", ["unknown key data.train.weights", "did you mean weight?"]),
+        ("data.train=[{manifest: a, weight: 2.0}, {manifest: b}]", ["every source a weight, or none"]),
     ],
 )
 def test_a_wrong_value(tiny: Tiny, override: str, naming: list[str]) -> None:
@@ -65,7 +66,7 @@ def own_shards(tiny: Tiny, digits_dir: Path, tmp_path: Path) -> Path:
 def test_a_missing_shard(tiny: Tiny, digits_dir: Path, tmp_path: Path) -> None:
     data = own_shards(tiny, digits_dir, tmp_path)
     (data / "train-00002.tar").unlink()
-    refuse(tiny, naming=["train.json", "train-00002.tar does not exist"])
+    refuse(tiny, naming=["train.json", "train-00002.tar: No such file"])
 
 
 def test_a_truncated_shard(tiny: Tiny, digits_dir: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_it_comes_to_the_expected_steps(path):
     samples, batch, by_hand = EXPECTED[str(path.relative_to(RECIPES))]
     cfg = recipe.load(path)
     assert cfg.train.global_batch == batch
-    assert cfg.data.train.samples in (samples, None)
+    assert cfg.data.train[0].samples in (samples, None)
     steps = cfg.train.total.to_steps(batch, samples)
     assert steps == by_hand
     assert 0 < cfg.optim.schedule.warmup.to_steps(batch, samples) < steps / 2

@@ -19,7 +19,7 @@ from vitscale.modelinfo import ModelInfo
 from vitscale.sums import write_sums
 
 COMMANDS = ["train", "show", "sync", "demo", "eval", "predict", "pull", "publish", "data"]
-DATA_COMMANDS = ["build", "index", "verify"]
+DATA_COMMANDS = ["build", "index", "verify", "peek", "stats", "leaks", "order", "simulate", "shuffle", "bench"]
 
 
 @pytest.fixture
@@ -136,7 +136,9 @@ def test_a_directory_is_no_recipe(vitscale, tmp_path):
 
 
 def test_missing_data(vitscale, write_recipe):
-    assert_one_paragraph(vitscale("train", write_recipe()), "nowhere/train.json: no such manifest; write it with")
+    assert_one_paragraph(
+        vitscale("train", write_recipe()), "nowhere/train.json: no manifest to read", "write it with `vitscale data build`"
+    )
 
 
 def test_processes_that_do_not_fit(vitscale, write_recipe):
@@ -163,8 +165,8 @@ def test_what_is_not_there(vitscale, tmp_path, words, said):
     [
         (["predict", "gone", "image.png"], "gone: no such directory"),
         (["eval", "gone", "--data", "val.json"], "gone: no such directory"),
-        (["data", "verify", "gone.json"], "gone.json: no such manifest"),
-        (["data", "build", "gone", "--out", "out"], "gone: no class folders here"),
+        (["data", "verify", "gone.json"], "gone.json: no manifest to read"),
+        (["data", "build", "gone", "--out", "out"], "gone: does not exist; a source is a folder of class folders"),
         (["data", "index", "gone.tar", "--out", "out.json"], "gone.tar: no such shard"),
         (["data", "index", "gone.tar", "--out", "out.json", "--classes", "gone.txt"], "gone.txt"),
     ],
@@ -269,14 +271,14 @@ def test_predict_on_what_is_no_image(vitscale_here, published_files, tmp_path, c
 
 
 def test_eval_counts_every_image_once(vitscale_here, published_files, shards):
-    done = vitscale_here("eval", published_files, "--data", shards["train"].path, "--batch", "7")
+    done = vitscale_here("eval", published_files, "--data", shards["train"].location, "--batch", "7")
     metrics = json.loads(done.stdout)
     assert (metrics["images"], metrics["top5"]) == (20, 1.0)
     assert metrics["loss"] == pytest.approx(1.0986123, abs=1e-6)  # log 3: the head is new
 
 
 def test_eval_on_data_of_more_classes_than_the_model_has(vitscale_here, published_files, shards):
-    manifest = shards["train"].path
+    manifest = shards["train"].location
     info = json.loads((published_files / "model.json").read_text())
     info["model"]["num_classes"] = 2
     (published_files / "model.json").write_text(json.dumps(info))

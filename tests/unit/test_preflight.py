@@ -1,9 +1,13 @@
 """What is found wrong before any process starts."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.manifest import write_manifest
 from vitscale.errors import LaunchError, ModelError, RecipeError
 from vitscale.preflight import check, check_launch, check_loader_memory, check_source
 
@@ -13,7 +17,7 @@ ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "RANK": "0"}  # what it always
 @pytest.fixture
 def sound(config, shards):
     """A recipe on shards that are there, with overrides."""
-    manifests = [f"data.{split}.manifest={manifest.path}" for split, manifest in shards.items()]
+    manifests = [f"data.{split}.manifest={manifest.location}" for split, manifest in shards.items()]
     return lambda *overrides: config(*manifests, *overrides)
 
 
@@ -69,17 +73,18 @@ def test_a_stated_number_of_samples_must_be_the_manifests(sound, split):
 
 
 def test_the_right_number_of_samples_passes(sound):
-    assert check_source(sound("data.train.samples=20"), "train").num_samples == 20
+    cfg = sound("data.train.samples=20")
+    assert check_source(cfg.data.train[0], "data.train", cfg).num_samples == 20
 
 
 def test_a_missing_manifest_says_how_to_write_it(config):
-    with pytest.raises(DataError, match=r"nowhere/train.json: no such manifest; write it with `vitscale data build`"):
+    with pytest.raises(DataError, match=r"nowhere/train.json: no manifest to read .*; write it with `vitscale data build`"):
         check(config(), ranks=1, environ={})
 
 
 def test_a_missing_shard_is_found(sound, shards):
-    shards["train"].shard(1).unlink()
-    with pytest.raises(DataError, match=r"train-00001.tar does not exist"):
+    Path(shards["train"].shard(1)).unlink()
+    with pytest.raises(DataError, match=r"train-00001.tar: No such file"):
         check(sound(), ranks=1, environ={})
 
 
@@ -103,12 +108,39 @@ def test_pretrained_weights_that_are_not_there_are_found(sound):
         check(sound("init.from=gone"), ranks=1, environ={})
 
 
-def test_the_shuffle_window_is_counted_in_the_manifests_own_bytes(sound, shards):
-    manifest = shards["train"]
-    window = 8 * 64 / 2 * float(np.sum(manifest.bytes)) / 20  # lanes * shuffle_block / ranks images
+def test_what_a_rank_holds_of_remote_shards_is_counted_in_their_own_bytes(sound, shards):
+    local = shards["train"]
+    remote = [dataclasses.replace(local, location="s3://bucket/train.json")]
+    # 8 lanes over 2 ranks, each a block of 64, 8 steps read ahead and 2 being decoded, one sample per lane and step
+    window = 4 * (64 + 8 + 2) * float(np.sum(local.bytes)) / 20
     enough, short = (f"hardware.loader_memory_gib={window * factor / 2**30}" for factor in (1.01, 0.99))
-    check_loader_memory(sound(enough), manifest, ranks=2)
+    check_loader_memory(sound(enough), remote, ranks=2)
     with pytest.raises(RecipeError, match=r"data.shuffle_block: 8 lanes x 64 samples over 2 processes need .* GiB"):
-        check_loader_memory(sound(short), manifest, ranks=2)
+        check_loader_memory(sound(short), remote, ranks=2)
     with pytest.raises(RecipeError):
-        check_loader_memory(sound(enough), manifest, ranks=1)
+        check_loader_memory(sound(enough), remote, ranks=1)
+    check_loader_memory(sound(short), [local], ranks=1)  # read where they lie
+
+
+def two_sources(*weights):
+    given = [f", weight: {weight}" for weight in weights] or ["", ""]
+    return lambda manifest: "data.train=[" + ", ".join(f"{{manifest: {manifest}{weight}}}" for weight in given) + "]"
+
+
+def test_several_sources_pass_and_a_share_below_one_lane_is_found(sound, shards):
+    manifest = shards["train"].location
+    assert check(sound(two_sources()(manifest)), ranks=2, environ={}) is None
+    assert check(sound(two_sources(1.0, 7.0)(manifest)), ranks=2, environ={}) is None
+    with pytest.raises(DataError, match=r"source number 1 has 5.00% of the weight, less than one of the 8 lanes"):
+        check(sound(two_sources(1.0, 19.0)(manifest)), ranks=2, environ={})
+
+
+def test_labels_that_the_head_does_not_know_pass_only_where_they_are_replaced(sound, shards):
+    for manifest in shards.values():
+        without_names = dataclasses.replace(manifest, classes=[])
+        write_manifest(without_names)
+    with pytest.raises(DataError, match=r"labels 0..2 .*model.num_classes 2 allows 0..1"):
+        check(sound("model.num_classes=2"), ranks=1, environ={})
+    with pytest.raises(DataError, match=r"val-00000.tar: labels 0..2"):  # an accuracy is of all images
+        check(sound("model.num_classes=2", "data.bad_samples.policy=replace"), ranks=1, environ={})
+    assert check(sound("model.num_classes=2", "data.bad_samples.policy=replace", "data.val=null"), ranks=1, environ={}) is None

@@ -86,6 +86,7 @@ def test_an_unknown_key_is_an_error_with_its_line_and_a_suggestion(write_recipe)
         ({"init": "init: {form: here}"}, "init.form", "from"),
         ({"init": "init: {from: here, source: there}"}, "init.source", ""),
         ({"data": "data: {train: {manifests: a}}"}, "data.train.manifests", "manifest"),
+        ({"data": "data: {train: [{manifest: a}, {manifests: b}]}"}, "data.train.1.manifests", "manifest"),
         ({"optim": "optim: {lr: 1, schedule: {warm: {steps: 1}}}"}, "optim.schedule.warm", "warmup"),
     ],
 )
@@ -156,7 +157,7 @@ def test_a_childs_duration_replaces_its_parents(write_recipe):
 
 
 def test_only_durations_replace_each_other(write_recipe):
-    source = recipe.load(write_recipe(text()), ["data.train.samples=80"]).data.train
+    (source,) = recipe.load(write_recipe(text()), ["data.train.samples=80"]).data.train
     assert (source.manifest, source.samples) == ("train.json", 80)
 
 

@@ -82,6 +82,8 @@ def started(config, *overrides):
         ("optim.lr=2e-3", "optim.lr was 0.001, is 0.002"),
         ("seed=1", "seed was 0, is 1"),
         ("data.augment.flip=false", "data.augment.flip was True, is False"),
+        ("data.bad_samples.policy=replace", "data.bad_samples.policy was fail, is replace"),
+        ("data.train=[{manifest: a, weight: 1.0}, {manifest: b, weight: 2.0}]", "data.train was {'weight': None}, is [{"),
         ("init.from=models:/b@c", "init.from was models:/a@b, is models:/b@c"),
         ("train.total.epochs=3", "train.total.epochs was 2"),
     ],
@@ -109,6 +111,7 @@ def test_all_differences_are_named(config):
         "publish={name: a, alias: b}",
         "data.train.manifest=moved/train.json",
         "data.train.samples=20",
+        "data.bad_samples={max_fraction: 0.5, max_run: 99}",
     ],
 )
 def test_what_does_not_change_the_result_may_change(config, override):

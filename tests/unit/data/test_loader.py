@@ -307,10 +307,23 @@ def test_too_many_bad_images_in_a_row_stop_the_run(tmp_path):
     assert len(list(loader(manifest, cfg=config({**REPLACE, "max_run": 10})))) == STEPS
 
 
-def test_a_block_without_a_good_image_stops_the_run(tmp_path):
+def test_data_without_a_good_image_stop_the_run(tmp_path):
     manifest = write_shards(tmp_path, [6], damaged=range(6))
-    with pytest.raises(DataError, match=r"and no image of its shuffle block of \d+ can take its place"):
+    with pytest.raises(DataError, match=r"and none of 10 other images drawn in its place can be used"):
         list(loader(manifest, cfg=config({**REPLACE, "max_run": 10})))
+
+
+def test_a_replacement_comes_from_the_same_source(tmp_path):
+    """Or the sources' parts of a batch would drift."""
+    manifests = [
+        write_shards(tmp_path, [9, 4], prefix="a", damaged=[2, 5, 11]),
+        write_shards(tmp_path, [7, 8], prefix="b", damaged=[0, 8]),
+    ]
+    order = Order([manifest.samples for manifest in manifests], GLOBAL_BATCH, LANES, 4, 0)
+    batches = train_loader(Shards(manifests), order, config(REPLACE), SIZE, NUM_CLASSES, 0, range(STEPS), Layout(0, 1, 2))
+    skips = [skip for batch in batches for skip in batch.skips]
+    assert {skip.key for skip in skips} == {"a2", "a5", "a11", "b0", "b8"}
+    assert all(skip.key[0] == skip.replaced_by[0] for skip in skips)
 
 
 def test_the_fraction_of_bad_images_is_limited():

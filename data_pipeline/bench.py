@@ -1,0 +1,191 @@
+"""How fast this machine makes batches, beside PIL and webdataset on the same images and beside what decoding costs at least.
+
+Rates are images per core-second: for functions, CPU seconds of one thread; for whole loaders, seconds times cores.
+"""
+
+import functools
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+import webdataset as wds
+from PIL import Image
+
+from data_pipeline import decode, jpeg
+from data_pipeline.box import Box
+from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig
+from data_pipeline.crop import crop_box, resize
+from data_pipeline.draw import Draw, Purpose
+from data_pipeline.loader import Layout, train_loader
+from data_pipeline.manifest import Manifest
+from data_pipeline.order import Order
+from data_pipeline.shardlist import list_shards
+from data_pipeline.stream import Shards
+
+SIZE = 224
+PHOTO = (500, 375)  # width and height of ImageNet's median image
+QUALITY = 95
+RESTART_BLOCKS = 4
+BATCH = 64
+ROUNDS = 5
+
+ABOUT = {
+    "decode_crop": "decode, inception crop, resize to 224: ordinary JPEGs, one core",
+    "decode_crop_restart": "the same with restart markers",
+    "entropy_decode": "the limit: reading all codes of an ordinary JPEG",
+    "entropy_decode_restart": "the limit: reading the codes that a crop touches",
+    "pil": "the same crops by PIL, one core",
+    "loader": "this package's loader from tar to batch, all cores",
+    "loader_restart": "the same with restart markers",
+    "webdataset_pil": "webdataset, PIL and torch's DataLoader, a process per core",
+    "index_reader": "samples read by the index, not decoded, one core",
+    "webdataset_reader": "samples read by webdataset, not decoded, one core",
+}
+Rates = dict[str, float]
+
+
+class Kind(NamedTuple):
+    """The same photos with or without restart markers, alone and in shards."""
+
+    images: list[bytes]
+    boxes: list[Box]
+    manifest: Manifest
+
+
+def bench(num_images: int = 512, rounds: int = ROUNDS, threads: int | None = None) -> Rates:
+    """Median rate of every entry over rounds in which all take turns, so that what else the machine does hits all alike."""
+    cores = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        plain, restart = (make(Path(folder) / str(blocks), num_images, blocks) for blocks in (0, RESTART_BLOCKS))
+        entries: dict[str, Callable[[], float]] = {
+            "decode_crop": functools.partial(one_core, ours, plain),
+            "decode_crop_restart": functools.partial(one_core, ours, restart),
+            "entropy_decode": functools.partial(one_core, entropy_only, plain),
+            "entropy_decode_restart": functools.partial(one_core, entropy_only_of_cut, restart),
+            "pil": functools.partial(one_core, pil, plain),
+            "loader": functools.partial(all_cores, our_loader, plain, cores),
+            "loader_restart": functools.partial(all_cores, our_loader, restart, cores),
+            "webdataset_pil": functools.partial(all_cores, webdataset_loader, plain, cores),
+            "index_reader": functools.partial(one_core_of, our_reader, plain),
+            "webdataset_reader": functools.partial(one_core_of, webdataset_reader, plain),
+        }
+        measured = [{name: rate() for name, rate in entries.items()} for _ in range(rounds)]
+    return {name: statistics.median(rates[name] for rates in measured) for name in entries}
+
+
+def make(folder: Path, count: int, restart_blocks: int) -> Kind:
+    """`count` windows of scikit-learn's two photographs as JPEGs, and shards of them."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    images, boxes = [], []
+    for number in range(count):
+        draw = Draw(0, Purpose.AUGMENT, number)
+        photograph = photographs[number % 2]
+        x, y = (draw.integer(room + 1) for room in (photograph.width - PHOTO[0], photograph.height - PHOTO[1]))
+        file = io.BytesIO()
+        window = photograph.crop((x, y, x + PHOTO[0], y + PHOTO[1]))
+        window.save(file, "JPEG", quality=QUALITY, subsampling=2, restart_marker_blocks=restart_blocks)
+        images.append(file.getvalue())
+        boxes.append(crop_box(*PHOTO, AugmentConfig().crop_area, AugmentConfig().crop_ratio, draw))
+    return Kind(images, boxes, write(folder, images))
+
+
+def write(folder: Path, images: list[bytes]) -> Manifest:
+    """Webdataset shards of a few hundred images."""
+    folder.mkdir()
+    with wds.ShardWriter(f"file:{folder}/%06d.tar", maxcount=256, verbose=0) as shards:
+        for number, image in enumerate(images):
+            shards.write({"__key__": f"{number:06d}", "jpg": image, "cls": str(number % 10).encode()})
+    return list_shards(sorted(folder.glob("*.tar")), folder / "train.json")
+
+
+def one_core(make_pixels: Callable[[bytes, Box], Any], kind: Kind) -> float:
+    """Images per CPU second of one thread."""
+    began = time.thread_time()
+    for image, box in zip(kind.images, kind.boxes, strict=True):
+        make_pixels(image, box)
+    return len(kind.images) / (time.thread_time() - began)
+
+
+def one_core_of(read: Callable[[Kind], Iterable], kind: Kind) -> float:
+    """Samples per CPU second of this process."""
+    began = time.process_time()
+    count = sum(1 for _ in read(kind))
+    return count / (time.process_time() - began)
+
+
+def all_cores(load: Callable[[Kind, int], Iterator[int]], kind: Kind, cores: int) -> float:
+    """Images per second and core from the first batch to the last: starting workers is not counted."""
+    batches = load(kind, cores)
+    next(batches)
+    began = time.perf_counter()
+    count = sum(batches)
+    return count / (time.perf_counter() - began) / cores
+
+
+def ours(image: bytes, box: Box) -> np.ndarray:
+    return resize(decode.decode(image, box), SIZE, SIZE, "bicubic")
+
+
+def pil(image: bytes, box: Box) -> np.ndarray:
+    """What a transform of torchvision does with a PIL image; uint8, so without the conversion to normalised floats."""
+    with Image.open(io.BytesIO(image)) as opened:
+        crop = opened.convert("RGB").crop((box.x, box.y, box.x + box.width, box.y + box.height))
+        return np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+
+
+def entropy_only(image: bytes, _box: Box) -> np.ndarray:
+    """All codes read, an eighth of the pixels computed: no decoder that reads the whole image can be much faster."""
+    return simplejpeg.decode_jpeg(image, "GRAY", min_width=1, min_height=1, min_factor=8)
+
+
+def entropy_only_of_cut(image: bytes, box: Box) -> np.ndarray:
+    """The same of what a crop touches."""
+    header = jpeg.read_header(image)
+    smaller = jpeg.cut(image, header, box) if header else None
+    return entropy_only(bytes(smaller[0]) if smaller else image, box)
+
+
+def our_loader(kind: Kind, threads: int) -> Iterator[int]:
+    config = DataConfig(train=(SourceConfig(manifest=kind.manifest.location),))
+    order = Order([kind.manifest.samples], BATCH, BATCH, config.shuffle_block, seed=0)
+    steps = range(3 * len(kind.images) // BATCH)
+    for batch in train_loader(Shards(kind.manifest), order, config, SIZE, 10, 0, steps, Layout(0, 1, threads)):
+        yield len(batch.labels_B)
+
+
+def webdataset_loader(kind: Kind, workers: int) -> Iterator[int]:
+    """The usual way: webdataset, PIL, a process per core."""
+    urls = [kind.manifest.shard(number) for number in range(len(kind.manifest.urls))] * 3
+    stages = (wds.SimpleShardList(urls), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(100))
+    dataset = wds.DataPipeline(*stages, wds.to_tuple("jpg", "cls"), wds.map_tuple(_pil_of_random_crop, int))
+    for _, labels in torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers):
+        yield len(labels)
+
+
+def _pil_of_random_crop(image: bytes) -> torch.Tensor:
+    box = crop_box(*PHOTO, AugmentConfig().crop_area, AugmentConfig().crop_ratio, Draw(0, Purpose.AUGMENT, len(image)))
+    return torch.from_numpy(pil(image, box).copy())
+
+
+def our_reader(kind: Kind) -> Iterator[tuple[bytes, int]]:
+    shards = Shards(kind.manifest)
+    for start in range(0, len(shards), 64):
+        block = shards.load(np.arange(start, min(start + 64, len(shards))))
+        for sample in block:
+            yield block.image(sample)
+
+
+def webdataset_reader(kind: Kind) -> Iterator[dict]:
+    urls = [kind.manifest.shard(number) for number in range(len(kind.manifest.urls))]
+    yield from wds.DataPipeline(wds.SimpleShardList(urls), wds.tarfile_to_samples())

@@ -1,0 +1,73 @@
+"""The ledger of replaced images: written for all ranks, cut back when a run goes on from an earlier step, limited."""
+
+import json
+
+import pytest
+
+from data_pipeline.bad_samples import Skip
+from data_pipeline.config import BadSamplesConfig
+from data_pipeline.errors import DataError
+from vitscale.config import HardwareConfig
+from vitscale.ledger import Ledger
+from vitscale.state import TrainState
+from vitscale.world import World
+
+
+def skip(number: int) -> Skip:
+    return Skip(0, f"k{number}", "train-000.tar", "not a readable image", f"k{number + 1}")
+
+
+@pytest.fixture(scope="module")
+def world():
+    with World(HardwareConfig(device="cpu", deterministic=False), 0) as world:
+        yield world
+
+
+REPLACE = BadSamplesConfig(policy="replace", max_fraction=0.01)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_was_skipped_is_written_once_with_its_step(world, tmp_path):
+    ledger, state = Ledger(tmp_path / "ledger.jsonl", REPLACE, world, 0), TrainState(step=2, samples=64)
+    ledger.note(1, (skip(1),))
+    ledger.note(2, (skip(2), skip(3)))
+    for _ in range(2):
+        ledger.settle(state)
+    found = lines(tmp_path / "ledger.jsonl")
+    assert [(line["step"], line["key"], line["replaced_by"]) for line in found] == [
+        (1, "k1", "k2"),
+        (2, "k2", "k3"),
+        (2, "k3", "k4"),
+    ]
+    assert set(found[0]) == {"step", "epoch", "key", "shard", "reason", "replaced_by"}
+    assert state.skipped == 3
+
+
+def test_without_skips_there_is_no_file(world, tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl", REPLACE, world, 0)
+    ledger.settle(TrainState())
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_a_run_that_goes_on_forgets_what_comes_again(world, tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl", REPLACE, world, 0)
+    for step in (1, 2, 3, 4):
+        ledger.note(step, (skip(step),))
+    ledger.settle(TrainState(step=4, samples=128))
+    with (tmp_path / "ledger.jsonl").open("a") as file:
+        file.write('{"step": 5, "ep')  # killed while writing
+    Ledger(tmp_path / "ledger.jsonl", REPLACE, world, 2)
+    assert [line["step"] for line in lines(tmp_path / "ledger.jsonl")] == [1, 2]
+
+
+def test_too_many_stop_the_run_after_they_are_written(world, tmp_path):
+    ledger, state = Ledger(tmp_path / "ledger.jsonl", REPLACE, world, 0), TrainState(step=400, samples=12_800)
+    ledger.note(400, tuple(skip(number) for number in range(128)))
+    ledger.settle(state)
+    ledger.note(401, (skip(1000),))
+    with pytest.raises(DataError, match=r"max_fraction: 129 of 12,800 images .* 1.000% are allowed"):
+        ledger.settle(state)
+    assert len(lines(tmp_path / "ledger.jsonl")) == 129
