@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -118,6 +118,8 @@ def _split(
     """The images of each split in order, with keys that are unique in both together."""
     if not 0 <= val_fraction <= 1:
         raise DataError(f"held-out part: {val_fraction}; it must lie in [0, 1]")
+    if val and val.classes and not collection.classes:
+        raise DataError("the val images have classes with names, the others only numbers; give the names with --classes FILE")
     own = merge([val], collection.classes).images if val else []
     images = with_unique_keys(collection.images + own)
     order = permutation(len(collection.images), seed, Purpose.SPLIT)
@@ -264,12 +266,19 @@ def _list_split(path: Path, shards: Sequence[Done], classes: list[str], built: d
 
 @contextmanager
 def spool(out: Path) -> Iterator[str]:
-    """A folder in `out` for copies of what cannot be read at random, gone at the end."""
-    out.mkdir(parents=True, exist_ok=True)
+    """A folder in `out` for copies of what cannot be read at random, gone at the end; and so is `out` if nothing was built."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be made a folder ({error.strerror}); give another --out") from None
     for leftover in out.glob(".spool-*"):  # of a build that was killed
         shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".spool-") as folder:
-        yield folder
+    try:
+        with tempfile.TemporaryDirectory(dir=out, prefix=".spool-") as folder:
+            yield folder
+    finally:
+        with suppress(OSError):  # not empty
+            out.rmdir()
 
 
 def gather(sources: Sequence[str], reading: Reading, allow_pipe: bool = False, workers: int = 1) -> Collection:

@@ -1,16 +1,14 @@
 """Images to build shards from: where each one is, its label, and the names of the classes."""
 
 import hashlib
-import io
 import re
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError
-from data_pipeline.index import IMAGE_EXTENSIONS, split_name
+from data_pipeline.index import IMAGE_EXTENSIONS, unpack
 
 
 class Item(NamedTuple):
@@ -39,9 +37,7 @@ class Item(NamedTuple):
             content = storage.read(content, self.offset, self.offset + self.size)
         if self.extension != "tar":
             return content, self.extension, {}
-        with tarfile.open(fileobj=io.BytesIO(content), errors="replace") as tar:
-            files = [(split_name(info.name)[1], tar.extractfile(info)) for info in tar if info.isreg()]
-            members = {extension: file.read() for extension, file in files if file}
+        members = unpack(content)
         extension = next(extension for extension in members if extension in IMAGE_EXTENSIONS)
         return members.pop(extension), extension, members
 
@@ -92,16 +88,15 @@ def merge(parts: Sequence[Collection], classes: Sequence[str] = ()) -> Collectio
             raise DataError("classes have names in some sources and only numbers in others; give all names with --classes FILE")
         classes = named[0] if all(names == named[0] for names in named) else sorted({name for names in named for name in names})
     places = {name: place for place, name in enumerate(classes)}
-    return Collection([image for part in parts for image in _placed(part, places)], list(classes))
+    images = [image for part in parts for image in _placed(part, places)]
+    wrong = next((image for image in images if not -1 <= image.label < (len(classes) or 2**31)), None)
+    if wrong:
+        raise DataError(f"{wrong.name}: label {wrong.label}, but classes count from 0 to {(len(classes) or 2**31) - 1}")
+    return Collection(images, list(classes))
 
 
 def _placed(part: Collection, places: dict[str, int]) -> list[Item]:
-    if not places or part.classes == list(places):
-        return part.images
-    if not part.classes:
-        wrong = next((image for image in part.images if image.label >= len(places)), None)
-        if wrong:
-            raise DataError(f"{wrong.name}: label {wrong.label}, but there are {len(places)} classes; labels count from 0")
+    if not part.classes or part.classes == list(places):
         return part.images
     renumber = [places.get(name) for name in part.classes]
     images = []

@@ -4,6 +4,7 @@ File: 16 bytes of header (magic, number of samples), one ROW per sample, then al
 its number, so the rows of a block of samples are one ranged read.
 """
 
+import io
 import itertools
 import operator
 import tarfile
@@ -62,9 +63,8 @@ class Member(NamedTuple):
 def scan(shard: Path, labels: Labels, name: str = "") -> Iterator[Entry]:
     """The samples of a tar in order: each one image, and its label. `name` is the shard's in messages."""
     name = name or str(shard)
-    # As webdataset does, README and ._a.jpg are passed over.
-    named = (member for member in members(shard, name) if member.extension and not f"/{member.key}".endswith("/"))
-    for key, group in itertools.groupby(named, operator.attrgetter("key")):
+    parts = (member for member in members(shard, name) if is_part(member.key, member.extension))
+    for key, group in itertools.groupby(parts, operator.attrgetter("key")):
         yield _entry(key, list(group), labels, name)
 
 
@@ -119,6 +119,18 @@ def split_name(name: str) -> tuple[str, str]:
     folder, slash, file_name = name.removeprefix("./").rpartition("/")
     key, _, extension = file_name.partition(".")
     return f"{folder}{slash}{key}", extension.lower()
+
+
+def is_part(key: str, extension: str) -> bool:
+    """Whether a member is one of a sample: README and ._a.jpg are passed over, as webdataset does."""
+    return bool(extension) and not f"/{key}".endswith("/")
+
+
+def unpack(span: bytes) -> dict[str, bytes]:
+    """The members of a sample by extension, from the bytes of the sample in its tar."""
+    with tarfile.open(fileobj=io.BytesIO(span), errors="replace") as tar:
+        files = [(split_name(info.name), tar.extractfile(info)) for info in tar if info.isreg()]
+        return {extension: file.read() for (key, extension), file in files if file and is_part(key, extension)}
 
 
 def _check_end(shard: Path, end: int, name: str) -> None:

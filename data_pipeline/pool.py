@@ -19,25 +19,23 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def in_processes(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, title: str, chunk: int = 1
-) -> Iterator[Result]:
+def in_processes(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, title: str) -> Iterator[Result]:
     """The results in the order of the tasks, with a bar on a terminal. With one worker or task it happens here.
 
     The first error ends all; so does a worker that dies.
     """
     console = Console(stderr=True)
-    results = _results(function, tasks, min(workers, len(tasks)), chunk)
+    results = _results(function, tasks, min(workers, len(tasks)))
     yield from track(results, title, len(tasks), console=console, disable=not console.is_terminal)
 
 
-def _results(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, chunk: int) -> Iterator[Result]:
+def _results(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
     if workers <= 1:
         yield from map(function, tasks)
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        yield from pool.map(function, tasks, chunksize=chunk)
+        yield from pool.map(function, tasks)
     except BrokenProcessPool:
         raise DataError(
             f"one of {workers} worker processes died: it was killed, perhaps for want of memory; run the same command again "

@@ -89,7 +89,7 @@ def test_labels_that_are_class_names_though_they_look_like_numbers(gathered, ima
     (tmp_path / "list.csv").write_text(f"path,label\n{images[0]},30\n{images[1]},10\n")
     found, classes = gathered(tmp_path / "list.csv", classes=["10", "20", "30"])
     assert ([label for _, label, _ in found], classes) == ([2, 0], ["10", "20", "30"])
-    with pytest.raises(DataError, match="label 30, but there are 2 classes"):
+    with pytest.raises(DataError, match=r"files/deep er/a: label 30, but classes count from 0 to 1$"):
         gathered(tmp_path / "list.csv", classes=["cat", "dog"])
 
 
@@ -118,9 +118,16 @@ def test_a_listing_that_is_wrong_is_named_with_its_line(gathered, tmp_path, png,
         gathered(tmp_path / name)
 
 
-def test_what_does_not_exist_is_said_with_what_may(gathered, tmp_path):
+def test_what_does_not_exist_is_said_with_what_may_and_leaves_no_folder(gathered, tmp_path):
     with pytest.raises(DataError, match=r"nowhere: does not exist; a source is a folder"):
         gathered(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"file: cannot be made a folder \(File exists\)"), spool(tmp_path / "file"):
+        pass
 
 
 def test_parquet_of_hugging_face_with_class_names(gathered, tmp_path, png):
@@ -185,6 +192,8 @@ def test_shards_are_cut_anew_with_all_their_members(tmp_path, png, by_webdataset
 def test_labels_of_shards_by_another_rule_stand_in_cls_afterwards(tmp_path, write_tar, png, by_webdataset):
     members = [
         ("a.png", png(0)),
+        ("README", b"x"),
+        ("._a.png", b"x"),
         ("a.json", b'{"kind": "dog"}'),
         ("a.cls", b"9"),
         ("b.png", png(1)),
@@ -194,7 +203,9 @@ def test_labels_of_shards_by_another_rule_stand_in_cls_afterwards(tmp_path, writ
         reading = Reading(folder, label="json:kind", classes=["cat", "dog"])
         found = gather([str(write_tar("a.tar", members))], reading)
         manifest = build(found, tmp_path / "out", 0.0, [4], seed=1, shuffle=False)["train"]
-    assert [(sample["__key__"], sample["cls"]) for sample in by_webdataset([manifest.shard(0)])] == [("a", b"1"), ("b", b"0")]
+    samples = by_webdataset([manifest.shard(0)])
+    assert [(sample["__key__"], sample["cls"]) for sample in samples] == [("a", b"1"), ("b", b"0")]
+    assert {name for sample in samples for name in sample if name[0] != "_"} == {"png", "json", "cls"}
 
 
 @pytest.mark.parametrize("end", ["truncated", "link", "pickle"])
@@ -220,7 +231,7 @@ def test_remote_shards_are_sources(gathered, tmp_path):
         with pytest.raises(DataError, match=r"theirs-3\.tar: .*"):
             gathered(f"{url}/theirs-3.tar")
     assert [(key, label) for key, label, _ in found] == [(f"part/{n}", n % 2) for n in range(5)]
-    assert not list((tmp_path / "spool").iterdir())
+    assert not (tmp_path / "spool").exists()
 
 
 @pytest.mark.usefixtures("theirs")
@@ -360,6 +371,23 @@ def test_names_and_numbers_do_not_mix_without_a_list():
     with pytest.raises(DataError, match="names in some sources and only numbers in others"):
         merge(parts)
     assert [image.label for image in merge(parts, ["ant", "cat"]).images] == [1, 1]
+
+
+@pytest.mark.parametrize(("label", "classes"), [(3, ["a", "b", "c"]), (-2, []), (2**31, [])])
+def test_labels_out_of_range_are_an_error_with_the_image(write_tar, gathered, tmp_path, png, label, classes):
+    (tmp_path / "x.png").write_bytes(png(0))
+    (tmp_path / "l.csv").write_text(f"path,label\nx.png,{label}\n")
+    with pytest.raises(DataError, match=rf"x\.png: image x: label {label}, but classes count from 0 to"):
+        gathered(tmp_path / "l.csv", classes=classes)
+    shard = write_tar("s.tar", [("k.png", png(0)), ("k.cls", str(label).encode())])
+    with pytest.raises(DataError, match=rf"s\.tar: .*k: label '?{label}"):
+        gathered(shard, classes=classes)
+
+
+def test_validation_images_with_names_need_names_in_training():
+    train, val = (Collection([Item("a", "png", 0, b"")], names) for names in ([], ["cat"]))
+    with pytest.raises(DataError, match="val images have classes with names"):
+        build(train, Path("unused"), 0.0, [1], 0, val=val)
 
 
 def test_unlabelled_images_stay_so():
