@@ -6,6 +6,7 @@ last.
 """
 
 import csv
+import fcntl
 import io
 import itertools
 import json
@@ -266,17 +267,25 @@ def _list_split(path: Path, shards: Sequence[Done], classes: list[str], built: d
 
 @contextmanager
 def spool(out: Path) -> Iterator[str]:
-    """A folder in `out` for copies of what cannot be read at random, gone at the end; and so is `out` if nothing was built."""
+    """A folder in `out`, which is ours alone meanwhile, for copies of what cannot be read at random; gone at the end.
+
+    So is `out`, if nothing was built.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(f"{out}: another build is at work there; wait for its end, or give another --out") from None
     except OSError as error:
-        raise DataError(f"{out}: cannot be made a folder ({error.strerror}); give another --out") from None
-    for leftover in out.glob(".spool-*"):  # of a build that was killed
-        shutil.rmtree(leftover)
+        raise DataError(f"{out}: is no folder to write to ({error.strerror}); give another --out") from None
     try:
+        for leftover in out.glob(".spool-*"):  # of a build that was killed
+            shutil.rmtree(leftover)
         with tempfile.TemporaryDirectory(dir=out, prefix=".spool-") as folder:
             yield folder
     finally:
+        os.close(lock)
         with suppress(OSError):  # not empty
             out.rmdir()
 

@@ -20,6 +20,7 @@ from data_pipeline.index import scan
 from data_pipeline.labels import Labels
 
 DIGITS_SIDE = 64  # pixels; the scans are 8x8, enlarged so that a crop can be placed between their pixels
+PARQUET_ROWS = 256  # held in memory
 KINDS = (
     "a folder of class folders; a .csv or .jsonl listing; a .parquet file; a webdataset .tar; ILSVRC2012_img_train.tar, "
     "ILSVRC2012_img_val.tar or an archive of ImageNet-21k; `digits`"
@@ -161,8 +162,8 @@ def parquet(path: Path, reading: Reading) -> Collection:
             columns, names = table.schema_arrow.names, _class_names(table.schema_arrow.metadata or {})
             if not {"image", "label"} <= set(columns):
                 raise DataError(f"{path}: columns {', '.join(columns)}; needed are `image` and `label`")
-            for group in range(table.num_row_groups):
-                for row in table.read_row_group(group, ["image", "label"]).to_pylist():
+            for batch in table.iter_batches(PARQUET_ROWS, columns=["image", "label"]):
+                for row in batch.to_pylist():
                     image, name = _image(row["image"])
                     if not image or row["label"] is None:
                         raise DataError(f"{path}: row {len(images)}: no bytes in `image`, or no label; leave it out")

@@ -1,6 +1,7 @@
 """What images become on their way into a shard: their own bytes where they will do, else smaller JPEGs that can be cut."""
 
 import io
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -11,8 +12,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from data_pipeline import jpeg
+from data_pipeline.build import build
+from data_pipeline.collection import Collection
 from data_pipeline.decode import decode
 from data_pipeline.encode import Encoding, encode, fit
+from data_pipeline.errors import DataError
 
 
 @pytest.fixture
@@ -134,6 +138,10 @@ def test_what_not_every_reader_has_right_becomes_rgb(encoded_by_pillow, picture,
     assert np.array_equal(np.asarray(image), as_jpeg(opened(source).convert("RGB")))
 
 
+needs_jpegtran = pytest.mark.skipif(shutil.which("jpegtran") is None, reason="jpegtran (libjpeg-turbo-progs) is not installed")
+
+
+@needs_jpegtran
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"quality": 50}])
 def test_restart_markers_without_loss(encoded_by_pillow, options):
     image = encoded_by_pillow(load_sample_images().images[1], "JPEG", **options)
@@ -144,6 +152,12 @@ def test_restart_markers_without_loss(encoded_by_pillow, options):
     assert np.array_equal(np.asarray(opened(found.content)), np.asarray(opened(image)))
     again = encode(found.content, "jpg", Encoding(restart_all=True))
     assert (again.content, again.change) == (found.content, "kept")
+
+
+def test_without_jpegtran_they_are_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DataError, match="--restart-all needs the program jpegtran; install"):
+        build(Collection([], []), tmp_path, 0.0, [1], 0, encoding=Encoding(restart_all=True))
 
 
 def test_restart_markers_are_for_jpegs(encoded_by_pillow, picture):

@@ -124,9 +124,18 @@ def test_what_does_not_exist_is_said_with_what_may_and_leaves_no_folder(gathered
     assert not list(tmp_path.iterdir())
 
 
+def test_two_builds_do_not_work_in_one_folder(tmp_path):
+    with spool(tmp_path / "out") as folder:
+        with pytest.raises(DataError, match="out: another build is at work there"), spool(tmp_path / "out"):
+            pass
+        assert Path(folder).is_dir()
+    with spool(tmp_path / "out"):
+        pass
+
+
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match=r"file: cannot be made a folder \(File exists\)"), spool(tmp_path / "file"):
+    with pytest.raises(DataError, match=r"file: is no folder to write to \(File exists\)"), spool(tmp_path / "file"):
         pass
 
 
