@@ -82,10 +82,7 @@ def build(
     images) only. `skip_bad` leaves out images that cannot be decoded, and lists them in `SPLIT.skipped.jsonl`.
     """
     sizes = list(shard_samples)
-    if not shard_bytes and (not sizes or min(sizes) < 1):
-        raise DataError(f"images per shard: {sizes}; give one or more sizes, each at least 1")
-    if encoding.restart_all and not shutil.which("jpegtran"):
-        raise DataError("--restart-all needs the program jpegtran; install libjpeg-turbo (Debian: libjpeg-turbo-progs)")
+    _check(val_fraction, sizes, shard_bytes, encoding)
     splits = _split(collection, val_fraction, val, seed, shuffle)
     built = {
         "images": Collection([image for images in splits.values() for image in images], collection.classes).digest(),
@@ -95,15 +92,14 @@ def build(
         "shard_samples": "" if shard_bytes else " ".join(map(str, sizes)),
         "shard_bytes": str(shard_bytes),
         **{name: str(value) for name, value in encoding._asdict().items()},
-        "skip_bad": str(skip_bad),
     }
     _claim(out, built)
-    write = partial(write_shard, encoding=encoding, skip_bad=skip_bad)
     work = []
     for name, images in splits.items():
         if images and not (out / f"{name}.json").exists():
             parts = _parts_of_bytes(images, shard_bytes, encoding) if shard_bytes else _parts(images, sizes)
             work += [Work(name, out.absolute() / f"{name}-{number:05d}.tar", part) for number, part in enumerate(parts)]
+    write = partial(write_shard, encoding=encoding, skip_bad=skip_bad)
     shards = zip(work, in_processes(write, work, workers, "shards"), strict=True)
     for name, group in itertools.groupby(shards, lambda pair: pair[0].split):
         _list_split(out / name, [done for _, done in group], collection.classes, built)
@@ -113,12 +109,19 @@ def build(
     return manifests
 
 
+def _check(val_fraction: float, sizes: list[int], shard_bytes: int, encoding: Encoding) -> None:
+    if not 0 <= val_fraction <= 1:
+        raise DataError(f"held-out part: {val_fraction}; it must lie in [0, 1]")
+    if not shard_bytes and (not sizes or min(sizes) < 1):
+        raise DataError(f"images per shard: {sizes}; give one or more sizes, each at least 1")
+    if encoding.restart_all and not shutil.which("jpegtran"):
+        raise DataError("--restart-all needs the program jpegtran; install libjpeg-turbo (Debian: libjpeg-turbo-progs)")
+
+
 def _split(
     collection: Collection, val_fraction: float, val: Collection | None, seed: int, shuffle: bool
 ) -> dict[str, list[Item]]:
     """The images of each split in order, with keys that are unique in both together."""
-    if not 0 <= val_fraction <= 1:
-        raise DataError(f"held-out part: {val_fraction}; it must lie in [0, 1]")
     if val and val.classes and not collection.classes:
         raise DataError("the val images have classes with names, the others only numbers; give the names with --classes FILE")
     own = merge([val], collection.classes).images if val else []
@@ -293,7 +296,10 @@ def spool(out: Path) -> Iterator[str]:
 def gather(sources: Sequence[str], reading: Reading, allow_pipe: bool = False, workers: int = 1) -> Collection:
     """The images of all sources, with one list of classes. Remote sources and pipes are copied to the spool, whole."""
     files = [file for name in expand(sources) for file in _files(name, reading.spool, allow_pipe)]
-    return merge(list(in_processes(partial(collect, reading=reading), files, workers, "collect")), reading.classes)
+    collection = merge(list(in_processes(partial(collect, reading=reading), files, workers, "collect")), reading.classes)
+    if not collection.images:
+        raise DataError(f"{', '.join(map(shown, sources[:3]))}: no images there; nothing to build")
+    return collection
 
 
 def _files(name: str, spool: str, allow_pipe: bool) -> list[Source]:

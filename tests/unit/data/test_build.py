@@ -334,6 +334,8 @@ def test_bad_images_are_left_out_and_listed(image_folder, tmp_path, in_shards):
         path = tmp_path / "images" / name
         path.write_bytes(path.read_bytes()[: 40 + 100 * number])
         del expected[name.replace("/", "_").partition(".")[0]]
+    with pytest.raises(DataError, match="or give --skip-bad"):
+        build(folder(tmp_path / "images"), tmp_path / "out", 0.2, [7], seed=3)
     splits = build(folder(tmp_path / "images"), tmp_path / "out", 0.2, [7], seed=3, skip_bad=True)
     whole = build(folder(image_folder), tmp_path / "whole", 0.2, [7], seed=3)
     assert in_shards(splits["train"]) | in_shards(splits["val"]) == expected

@@ -124,6 +124,11 @@ def test_what_does_not_exist_is_said_with_what_may_and_leaves_no_folder(gathered
     assert not list(tmp_path.iterdir())
 
 
+def test_sources_without_images_are_an_error(gathered, write_tar):
+    with pytest.raises(DataError, match=r"empty\.tar: no images there"):
+        gathered(write_tar("empty.tar", []))
+
+
 def test_two_builds_do_not_work_in_one_folder(tmp_path):
     with spool(tmp_path / "out") as folder:
         with pytest.raises(DataError, match="out: another build is at work there"), spool(tmp_path / "out"):
