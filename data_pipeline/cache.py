@@ -13,9 +13,10 @@ import hashlib
 import itertools
 import logging
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from isal.isal_zlib import crc32
 
 from data_pipeline.errors import DataError
 
@@ -149,7 +150,7 @@ def _length(size: int, number: int) -> int:
 
 def _crc(path: Path, chunk: memoryview) -> bytes:
     """Also of the chunk's name, so that one in another's place is noticed."""
-    return zlib.crc32(chunk, zlib.crc32(path.name.encode())).to_bytes(CRC_BYTES, "little")
+    return crc32(chunk, crc32(path.name.encode())).to_bytes(CRC_BYTES, "little")
 
 
 def _stated(total: int) -> int | None:

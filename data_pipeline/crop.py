@@ -32,9 +32,10 @@ def crop_box(width: int, height: int, area: tuple[float, float], ratio: tuple[fl
 
 def resize(image_HWC: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
     """Antialiased resize of uint8 pixels -> HWC uint8."""
-    pixels = torch.from_numpy(image_HWC).permute(2, 0, 1)[None]  # a channels-last view: the fast path of torch's kernel
-    resized = F.interpolate(pixels, (height, width), mode=interpolation, antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    # Channels last by torch's own measure, the batch's stride included: then so is the result, and nothing is rearranged.
+    pixels_BCHW = torch.from_numpy(image_HWC)[None].permute(0, 3, 1, 2)
+    resized_BCHW = F.interpolate(pixels_BCHW, (height, width), mode=interpolation, antialias=True)
+    return resized_BCHW[0].permute(1, 2, 0).numpy()
 
 
 def simple_crop(image_HWC: np.ndarray, size: int, interpolation: str, draw: Draw) -> np.ndarray:

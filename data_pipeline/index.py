@@ -8,13 +8,13 @@ import io
 import itertools
 import operator
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from data_pipeline.errors import DataError
 from data_pipeline.labels import Labels
@@ -81,7 +81,7 @@ def _entry(key: str, group: list[Member], labels: Labels, name: str) -> Entry:
     label = labels.read(f"{name}: sample {key}", contents)
     end = last.offset + -(-len(last.content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     begin = group[0].begin
-    return Entry(key, image.offset, len(image.content), zlib.crc32(image.content), label, image.offset - begin, end - begin)
+    return Entry(key, image.offset, len(image.content), crc32(image.content), label, image.offset - begin, end - begin)
 
 
 def members(shard: Path, name: str) -> Iterator[Member]:

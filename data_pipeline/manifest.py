@@ -30,6 +30,7 @@ class Manifest:
     bytes: np.ndarray  # int64, by shard
     sha256: Sequence[str]
     index_bytes: np.ndarray  # int64, by shard
+    index_crc32: np.ndarray  # int64, by shard: which labels the samples have, among others
     labels: np.ndarray  # int64 (shards, 2): lowest and highest label; -1 = unlabelled samples
     classes: Sequence[str]
     index_dir: str = ""  # folder of the indexes 000000.idx, ...; "" = beside each shard
@@ -41,10 +42,10 @@ class Manifest:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Names the content: SHA-256 over the shards' own sums and sizes, wherever they lie."""
+        """Names the content: SHA-256 over the sums of shards and indexes, wherever they lie."""
         digest = hashlib.sha256()
-        for sha, count in zip(self.sha256, self.samples.tolist(), strict=True):
-            digest.update(f"{sha} {count}\n".encode())
+        for sha, crc in zip(self.sha256, self.index_crc32.tolist(), strict=True):
+            digest.update(f"{sha} {crc:08x}\n".encode())
         return digest.hexdigest()
 
     def shard(self, number: int) -> str:
@@ -121,6 +122,7 @@ class _Shards(Section):
     bytes: list[Count]
     sha256: list[str]
     index_bytes: list[Count]
+    index_crc32: list[Count]
     label_min: list[int]
     label_max: list[int]
 
@@ -143,6 +145,7 @@ def write_manifest(manifest: Manifest) -> None:
         bytes=manifest.bytes.tolist(),
         sha256=list(manifest.sha256),
         index_bytes=manifest.index_bytes.tolist(),
+        index_crc32=manifest.index_crc32.tolist(),
         label_min=manifest.labels[:, 0].tolist(),
         label_max=manifest.labels[:, 1].tolist(),
     )
@@ -165,15 +168,15 @@ def read_manifest(location: str) -> Manifest:
     shards = content.shards
     if len({len(getattr(shards, name)) for name in _Shards.model_fields}) != 1 or not sum(shards.samples):
         raise DataError(f"{location}: its columns must be equally long and list at least one sample; write it anew")
-    samples, size, index_bytes = (np.asarray(column, np.int64) for column in (shards.samples, shards.bytes, shards.index_bytes))
-    labels = np.stack([np.asarray(shards.label_min, np.int64), np.asarray(shards.label_max, np.int64)], axis=1)
+    numbers = {
+        name: np.asarray(getattr(shards, name), np.int64) for name in _Shards.model_fields if name not in ("urls", "sha256")
+    }
+    labels = np.stack([numbers.pop("label_min"), numbers.pop("label_max")], axis=1)
     return Manifest(
         location=location,
         urls=shards.urls,
-        samples=samples,
-        bytes=size,
         sha256=shards.sha256,
-        index_bytes=index_bytes,
+        **numbers,
         labels=labels,
         classes=content.classes,
         index_dir=content.index_dir,

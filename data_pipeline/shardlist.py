@@ -12,6 +12,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 from braceexpand import braceexpand
+from isal.isal_zlib import crc32
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError
@@ -34,6 +35,7 @@ class Row(NamedTuple):
     bytes: int
     sha256: str
     index_bytes: int
+    index_crc32: int
     label_min: int
     label_max: int
 
@@ -89,6 +91,7 @@ def list_rows(
         bytes=np.array([row.bytes for row in rows], np.int64),
         sha256=[row.sha256 for row in rows],
         index_bytes=np.array([row.index_bytes for row in rows], np.int64),
+        index_crc32=np.array([row.index_crc32 for row in rows], np.int64),
         labels=np.array([(row.label_min, row.label_max) for row in rows], np.int64),
         classes=list(classes),
         index_dir=index_dir,
@@ -114,7 +117,8 @@ def _index_file(path: Path, task: Task, labels: Labels) -> Row:
     index = encode_index(entries)
     storage.write(task.destination, index)
     found = [entry.label for entry in entries] or [0]
-    return Row(task.url, len(entries), path.stat().st_size, sha256(path), len(index), min(found), max(found))
+    size, checksum = path.stat().st_size, sha256(path)
+    return Row(task.url, len(entries), size, checksum, len(index), crc32(index), min(found), max(found))
 
 
 def download(url: str, file: IO[bytes]) -> None:

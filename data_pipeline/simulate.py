@@ -84,6 +84,7 @@ def _write_manifest(scale: Scale, location: str) -> None:
         bytes=sizes * scale.image_bytes,
         sha256=[sums.randbytes(32).hex() for _ in numbers],
         index_bytes=sizes * ROW.itemsize,
+        index_crc32=sizes,
         labels=np.tile([0, 999], (scale.shards, 1)),
         classes=[],
     )

@@ -4,8 +4,6 @@
 """
 
 import hashlib
-import io
-import tarfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +15,7 @@ from isal.isal_zlib import crc32  # an order faster than zlib's
 from data_pipeline import storage
 from data_pipeline.cache import Cache
 from data_pipeline.errors import BadSampleError, DataError
-from data_pipeline.index import ROW, rows_range, split_name
+from data_pipeline.index import ROW, rows_range, unpack
 from data_pipeline.manifest import Manifest
 from data_pipeline.order import Order, Slots
 
@@ -88,7 +86,7 @@ class Shards:
     def _load_part(self, first: int, end: int) -> "_Part":
         place = self.place(first)
         span = rows_range(place.row, place.row + end - first)
-        rows = np.frombuffer(self._read(place, place.manifest.index(place.shard), *span, suffix=".idx"), ROW)
+        rows = np.frombuffer(self.read_bytes(place, *span, index=True), ROW)
         begin = int(rows["offset"][0]) - int(rows["lead"][0])
         stop = int((rows["offset"] - rows["lead"] + rows["span"]).max())
         if not 0 <= begin <= stop <= place.manifest.bytes[place.shard]:
@@ -99,15 +97,19 @@ class Shards:
         url = place.url
         if not storage.is_remote(url):  # images are read one by one, when they are used: the kernel keeps the block
             storage.will_need(url, begin, stop)
-            return _Part(first, url, rows.tolist(), 0, None)
-        return _Part(first, url, rows.tolist(), begin, self._read(place, url, begin, stop))
+            return _Part(first, place, url, rows.tolist(), 0, None)
+        return _Part(first, place, url, rows.tolist(), begin, self.read_bytes(place, begin, stop))
 
-    def _read(self, place: Place, url: str, start: int, end: int, suffix: str = "") -> bytes:
+    def read_bytes(self, place: Place, start: int, end: int, index: bool = False) -> bytes:
+        """Bytes of a shard, or of its index, by way of the cache."""
+        url = place.manifest.index(place.shard) if index else place.url
         if self._cache is None or not storage.is_remote(url):
             return storage.read(url, start, end)
-        name = place.manifest.sha256[place.shard] + suffix
-        sizes = place.manifest.index_bytes if suffix else place.manifest.bytes
-        return self._cache.read(name, int(sizes[place.shard]), start, end, lambda a, b: storage.read(url, a, b))
+        manifest, shard = place.manifest, place.shard
+        name, size = manifest.sha256[shard], int(manifest.bytes[shard])
+        if index:
+            name, size = f"{name}-{manifest.index_crc32[shard]:08x}.idx", int(manifest.index_bytes[shard])
+        return self._cache.read(name, size, start, end, lambda a, b: storage.read(url, a, b))
 
     def read(self, sample: int) -> RawSample:
         """One sample by its number; its bytes are checked against the index."""
@@ -126,6 +128,7 @@ class _Part(NamedTuple):
     """Consecutive samples of one shard."""
 
     first: int  # number of the first sample
+    place: Place  # of the first sample
     url: str
     rows: list[tuple[int, ...]]  # the fields of ROW; a tuple is read many times faster than a row of numpy
     begin: int  # of `data` in the shard
@@ -154,13 +157,20 @@ class Loaded:
             )
         return image, label
 
-    def members(self, sample: int) -> tuple[str, dict[str, bytes]]:
-        """The key, and all files of the sample by extension."""
+    def members(self, sample: int) -> dict[str, bytes]:
+        """All files of the sample by extension, as they lie in the tar."""
         part, (offset, *_, lead, span) = self._find(sample)
-        begin = offset - lead
-        with tarfile.open(fileobj=io.BytesIO(_bytes(part, begin, begin + span)), errors="replace") as tar:
-            files = [(split_name(info.name), tar.extractfile(info)) for info in tar if info.isreg()]
-            return files[0][0][0], {extension: file.read() for (_, extension), file in files if file}
+        return unpack(_bytes(part, offset - lead, offset - lead + span))
+
+    def keys(self) -> dict[int, str]:
+        """The key of every sample by its number; a read for each shard among them."""
+        found = {}
+        for part in self._parts:
+            spans = [(offset, offset + size) for _, _, _, _, size, offset, _, _ in part.rows]
+            begin = spans[0][0]
+            names = self.shards.read_bytes(part.place, begin, spans[-1][1], index=True)
+            found.update({part.first + n: names[a - begin : b - begin].decode() for n, (a, b) in enumerate(spans)})
+        return found
 
     def _find(self, sample: int) -> tuple[_Part, tuple[int, ...]]:
         for part in self._parts:
@@ -217,10 +227,14 @@ def planned(shards: Shards, order: Order, lanes: tuple[int, int], start: int, st
 
     `wds.DataPipeline(lambda: planned(...), wds.decode("rgb"), ...)` composes one's own stages after the planned order.
     """
+    keys: dict[int, str] = {}  # of the blocks in use
     for step in steps(shards, order, lanes, start, stop):
         for epoch, sample, block in zip(step.slots.epochs.tolist(), step.slots.samples.tolist(), step.blocks, strict=True):
-            key, members = block.result().members(sample)
-            yield {"__key__": key, "__url__": shards.place(sample).url, "__epoch__": epoch, **members}
+            loaded = block.result()
+            if sample not in keys:
+                keys.update(loaded.keys())
+            url = shards.place(sample).url
+            yield {"__key__": keys.pop(sample), "__url__": url, "__epoch__": epoch, **loaded.members(sample)}
 
 
 def where(shards: Shards, sample: int) -> str:

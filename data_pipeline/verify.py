@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from data_pipeline import storage
 from data_pipeline.decode import decode, size
@@ -108,7 +108,7 @@ def check_shard(manifest: Manifest, checks: Checks, number: int) -> Report:
     with report.noting():
         content = storage.read_all(index)
         listed = Listing(*decode_index(content, shown(index)))
-        _check_listing(listed, len(content), manifest, number, checks, report)
+        _check_listing(listed, content, manifest, number, checks, report)
     with report.noting(), _on_disk(manifest.shard(number)) as path:
         _check_columns({"bytes": path.stat().st_size, "sha256": sha256(path)}, manifest, number, report)
         with report.noting():
@@ -143,6 +143,7 @@ def _check_columns(found: dict[str, Any], manifest: Manifest, number: int, repor
         "bytes": ("size", manifest.bytes),
         "sha256": ("SHA-256", manifest.sha256),
         "index_bytes": ("size of the index", manifest.index_bytes),
+        "index_crc32": ("CRC-32 of the index", manifest.index_crc32),
         "label_min": ("lowest label", manifest.labels[:, 0]),
         "label_max": ("highest label", manifest.labels[:, 1]),
     }
@@ -152,10 +153,10 @@ def _check_columns(found: dict[str, Any], manifest: Manifest, number: int, repor
         report.add(f"differs from its {', '.join(differing)} in the manifest; {MEND}")
 
 
-def _check_listing(listed: Listing, index_bytes: int, manifest: Manifest, number: int, checks: Checks, report: Report) -> None:
+def _check_listing(listed: Listing, content: bytes, manifest: Manifest, number: int, checks: Checks, report: Report) -> None:
     """The index against the manifest, and its labels against the classes."""
     labels, keys = listed.rows["label"], listed.keys
-    found = {"samples": len(keys), "index_bytes": index_bytes}
+    found = {"samples": len(keys), "index_bytes": len(content), "index_crc32": crc32(content)}
     if len(keys):
         found |= {"label_min": labels.min(), "label_max": labels.max()}
     _check_columns(found, manifest, number, report)
@@ -194,7 +195,7 @@ def _check_images(path: Path, listing: Listing, quick: bool, report: Report) -> 
             with report.noting(keys[row]):
                 file.seek(int(rows["offset"][row]))
                 image = file.read(int(rows["size"][row]))
-                if zlib.crc32(image) != rows["crc32"][row]:
+                if crc32(image) != rows["crc32"][row]:
                     raise DataError("its bytes differ from the index (CRC-32)")
                 (size if quick else decode)(image)
 

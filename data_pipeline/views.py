@@ -21,14 +21,21 @@ class View(NamedTuple):
     noise: int = 0  # what the noise in that rectangle follows from
 
 
-def train_view(image: bytes, size: int, config: DataConfig, draw: Draw) -> View:
-    """A random crop of size x size, its colours and shapes changed as the recipe says."""
+def train_crop(image: bytes, config: DataConfig, draw: Draw) -> np.ndarray:
+    """HWC uint8: what `train_view` needs of an encoded image, the random crop where that is the inception crop."""
+    if config.augment.crop == "simple":
+        return decode.decode(image)
+    box = crop_box(*decode.size(image), config.augment.crop_area, config.augment.crop_ratio, draw)
+    return decode.decode(image, box)
+
+
+def train_view(crop_HWC: np.ndarray, size: int, config: DataConfig, draw: Draw) -> View:
+    """Of size x size, its colours and shapes changed as the recipe says. `draw` is the one that `train_crop` used."""
     options = config.augment
     if options.crop == "simple":
-        pixels = simple_crop(decode.decode(image), size, config.interpolation, draw)
+        pixels = simple_crop(crop_HWC, size, config.interpolation, draw)
     else:
-        box = crop_box(*decode.size(image), options.crop_area, options.crop_ratio, draw)
-        pixels = resize(decode.decode(image, box), size, size, config.interpolation)
+        pixels = resize(crop_HWC, size, size, config.interpolation)
     pixels = augment(pixels, options, draw)
     flip = options.flip and draw.uniform() < 0.5
     if not options.erase:

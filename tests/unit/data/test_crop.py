@@ -13,13 +13,17 @@ from data_pipeline.box import Box
 from data_pipeline.config import AugmentConfig, DataConfig
 from data_pipeline.crop import crop_box, resize
 from data_pipeline.draw import Draw, Purpose
-from data_pipeline.views import eval_view, train_view
+from data_pipeline.views import eval_view, train_crop, train_view
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def draws(number: int = 0) -> Draw:
     return Draw(0, Purpose.AUGMENT, number)
+
+
+def viewed(image: np.ndarray, config: DataConfig, draw: Draw) -> np.ndarray:
+    return train_view(train_crop(png(image), config, draw), 32, config, draw).pixels_HWC
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -131,17 +135,15 @@ def test_training_views_are_the_crop_resized_by_pillow(picture, interpolation):
         box = crop_box(90, 70, (0.05, 1.0), (3 / 4, 4 / 3), draws(number))
         corners = (box.x, box.y, box.x + box.width, box.y + box.height)
         expected = Image.fromarray(image).crop(corners).resize((32, 32), RESAMPLING[interpolation])
-        assert (
-            difference(train_view(png(image), 32, config(interpolation), draws(number)).pixels_HWC, np.asarray(expected)) <= 2
-        )
+        assert difference(viewed(image, config(interpolation), draws(number)), np.asarray(expected)) <= 2
 
 
 def test_training_views_use_the_ranges_of_the_recipe(picture):
     square = picture(64, 64)
     expected = np.asarray(Image.fromarray(square).resize((32, 32), RESAMPLING["bicubic"]))
     whole = config(crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-    assert difference(train_view(png(square), 32, whole, draws()).pixels_HWC, expected) <= 2
-    assert difference(train_view(png(square), 32, config(crop_area=(0.05, 0.1)), draws()).pixels_HWC, expected) > 20
+    assert difference(viewed(square, whole, draws()), expected) <= 2
+    assert difference(viewed(square, config(crop_area=(0.05, 0.1)), draws()), expected) > 20
 
 
 @pytest.mark.parametrize("interpolation", RESAMPLING)

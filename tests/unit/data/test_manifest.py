@@ -10,18 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from serving import http_server
+from sharding import write_shards
 
 from data_pipeline.errors import DataError
-from data_pipeline.index import index_path
-from data_pipeline.manifest import Manifest, read_manifest, write_manifest
+from data_pipeline.manifest import Manifest, index_beside, read_manifest, write_manifest
 from data_pipeline.shardlist import list_shards
 
 
 def rewrite(manifest: Manifest, **columns: list) -> None:
     """Replace columns of the file."""
-    content = json.loads(manifest.path.read_text())
+    content = json.loads(Path(manifest.location).read_text())
     content["shards"].update(columns)
-    manifest.path.write_text(json.dumps(content))
+    Path(manifest.location).write_text(json.dumps(content))
 
 
 def num_members(shard: Path) -> int:
@@ -30,17 +31,17 @@ def num_members(shard: Path) -> int:
 
 
 def test_columns_are_those_of_the_files(train):
-    content = json.loads(train.path.read_text())
-    files = [train.path.parent / url for url in content["shards"]["urls"]]
-    assert content["format"] == "vitscale-manifest-1"
+    content = json.loads(Path(train.location).read_text())
+    files = [Path(train.location).parent / url for url in content["shards"]["urls"]]
+    assert content["format"] == "vitscale-manifest-2"
     assert content["shards"]["bytes"] == [file.stat().st_size for file in files]
     assert content["shards"]["sha256"] == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     assert content["shards"]["samples"] == [num_members(file) // 2 for file in files] == [7, 1, 4, 4, 4, 4, 1]
 
 
 def test_reading_gives_what_the_file_says(train):
-    content = json.loads(train.path.read_text())
-    found = read_manifest(str(train.path))
+    content = json.loads(Path(train.location).read_text())
+    found = read_manifest(train.location)
     assert found.urls == content["shards"]["urls"]
     assert found.samples.tolist() == content["shards"]["samples"]
     assert found.bytes.tolist() == content["shards"]["bytes"]
@@ -51,42 +52,44 @@ def test_reading_gives_what_the_file_says(train):
 
 
 def test_digest_names_the_content_and_not_the_place(train, copied):
-    lines = "".join(f"{sha} {count}\n" for sha, count in zip(train.sha256, train.samples, strict=True))
+    lines = "".join(f"{sha} {crc:08x}\n" for sha, crc in zip(train.sha256, train.index_crc32, strict=True))
     assert train.digest == copied.digest == hashlib.sha256(lines.encode()).hexdigest()
-    reordered = dataclasses.replace(train, sha256=train.sha256[::-1], samples=train.samples[::-1])
+    reordered = dataclasses.replace(train, sha256=train.sha256[::-1], index_crc32=train.index_crc32[::-1])
     assert reordered.digest != train.digest
 
 
 def test_a_moved_data_set_is_whole(copied):
-    moved = copied.path.parent.rename(copied.path.parent.parent / "moved")
-    read_manifest(moved / "train.json").check()
+    folder = Path(copied.location).parent
+    moved = folder.rename(folder.parent / "moved")
+    read_manifest(str(moved / "train.json")).check()
 
 
 def test_shards_elsewhere_are_listed_by_their_absolute_path(copied, tmp_path):
     shards = [copied.shard(number) for number in range(2)]
     (tmp_path / "lists").mkdir()
-    listed = list_shards(shards, tmp_path / "lists" / "mine.json", [])
-    assert listed.urls == [str(shard) for shard in shards]
-    assert [read_manifest(tmp_path / "lists" / "mine.json").shard(number) for number in range(2)] == shards
+    listed = list_shards(shards, tmp_path / "lists" / "mine.json")
+    assert listed.urls == shards
+    assert [read_manifest(str(tmp_path / "lists" / "mine.json")).shard(number) for number in range(2)] == shards
 
 
 def test_writing_leaves_nothing_else_behind(train, tmp_path):
-    write_manifest(dataclasses.replace(train, path=tmp_path / "only.json"))
+    write_manifest(dataclasses.replace(train, location=str(tmp_path / "only.json")))
     assert [path.name for path in tmp_path.iterdir()] == ["only.json"]
 
 
 def test_a_missing_manifest_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=rf"{tmp_path}/none.json: no such manifest"):
-        read_manifest(tmp_path / "none.json")
+    with pytest.raises(DataError, match=rf"{tmp_path}/none.json: no manifest to read .*No such file"):
+        read_manifest(str(tmp_path / "none.json"))
 
 
 def test_a_folder_is_no_manifest(tmp_path):
     with pytest.raises(DataError, match=str(tmp_path)):
-        read_manifest(tmp_path)
+        read_manifest(str(tmp_path))
 
 
-SHARD = {"urls": ["a.tar"], "samples": [1], "bytes": [1], "sha256": ["x"]}
-FORMAT = "vitscale-manifest-1"
+ONE = {"samples": [1], "bytes": [1], "sha256": ["x"], "index_bytes": [1], "label_min": [0], "label_max": [0]}
+SHARD = {"urls": ["a.tar"], **ONE}
+FORMAT = "vitscale-manifest-2"
 
 
 def document(**changes: object) -> dict:
@@ -113,7 +116,7 @@ def document(**changes: object) -> dict:
         document(samples=[10**30]),
         document(samples=1),
         document(bytes=None),
-        document(urls=[], samples=[], bytes=[], sha256=[]),
+        document(urls=[], **{name: [] for name in ONE}),
         b"\xff\xfe\x00",
     ],
     ids=str,
@@ -124,59 +127,65 @@ def test_another_json_is_no_manifest(tmp_path, content):
         content if isinstance(content, bytes) else (content if isinstance(content, str) else json.dumps(content)).encode()
     )
     with pytest.raises(DataError, match=rf"{path}: .*write it anew"):
-        read_manifest(path)
+        read_manifest(str(path))
 
 
 def assert_check_names(manifest: Manifest, *words: object) -> None:
     with pytest.raises(DataError) as caught:
-        read_manifest(manifest.path).check()
-    assert all(str(word) in str(caught.value) for word in (manifest.path, *words))
+        read_manifest(manifest.location).check()
+    assert all(str(word) in str(caught.value) for word in (manifest.location, *words))
 
 
 def test_a_missing_shard_is_an_error(copied):
-    copied.shard(2).unlink()
-    assert_check_names(copied, copied.shard(2), "does not exist")
+    Path(copied.shard(2)).unlink()
+    assert_check_names(copied, copied.shard(2), "No such file")
 
 
 def test_a_shard_of_another_size_is_an_error(copied):
-    size = copied.shard(2).stat().st_size
-    with copied.shard(2).open("ab") as file:
+    size = Path(copied.shard(2)).stat().st_size
+    with Path(copied.shard(2)).open("ab") as file:
         file.write(b"\0")
     assert_check_names(copied, copied.shard(2), size, size + 1)
 
 
 def test_a_missing_index_is_an_error(copied):
-    index_path(copied.shard(0)).unlink()
-    assert_check_names(copied, index_path(copied.shard(0)), "does not exist")
+    Path(copied.index(0)).unlink()
+    assert_check_names(copied, copied.index(0), "No such file")
 
 
 def test_the_index_of_a_shard_of_another_length_is_an_error(copied):
-    shutil.copy(index_path(copied.shard(1)), index_path(copied.shard(0)))
-    assert_check_names(copied, index_path(copied.shard(0)), "1 samples", 7)
+    shutil.copy(copied.index(1), copied.index(0))
+    rewrite(copied, index_bytes=[copied.index_bytes[1].item(), *copied.index_bytes.tolist()[1:]])
+    assert_check_names(copied, copied.index(0), "1 samples", 7)
+
+
+def test_an_index_of_another_size_is_an_error(copied):
+    with Path(copied.index(4)).open("ab") as file:
+        file.write(b"more")
+    assert_check_names(copied, copied.index(4), copied.index_bytes[4], copied.index_bytes[4] + 4)
 
 
 def test_wrong_numbers_of_samples_are_an_error(copied):
     rewrite(copied, samples=[8, *copied.samples.tolist()[1:]])
-    assert_check_names(copied, index_path(copied.shard(0)), 7, 8)
+    assert_check_names(copied, copied.index(0), 7, 8)
 
 
 def test_a_damaged_index_is_an_error(copied):
-    path = index_path(copied.shard(3))
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match=re.escape(str(path))):
+    Path(copied.index(3)).write_bytes(b"VSINDEX0" * (copied.index_bytes[3] // 8) + b"x" * (copied.index_bytes[3] % 8))
+    with pytest.raises(DataError, match=re.escape(copied.index(3)) + ": not an index of this version"):
         copied.check()
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_another_number_of_classes_is_an_error(train, num_classes):
-    with pytest.raises(DataError, match=rf"{train.path}: 3 classes, but model.num_classes is {num_classes}"):
+    with pytest.raises(DataError, match=rf"{train.location}: 3 classes, but model.num_classes is {num_classes}"):
         train.check_labels(num_classes)
 
 
 @pytest.mark.parametrize("label", [-1, 3, 10])
 def test_labels_out_of_range_are_an_error(write_tar, tmp_path, label):
     members = [("a.jpg", b""), ("a.cls", b"0"), ("b.jpg", b""), ("b.cls", str(label).encode())]
-    listed = list_shards([write_tar("shard.tar", members)], tmp_path / "list.json", [])
+    listed = list_shards([write_tar("shard.tar", members)], tmp_path / "list.json")
     with pytest.raises(DataError, match=rf"{tmp_path}/shard.tar: labels .*{label}.*model.num_classes 3 .*0..2"):
         listed.check_labels(3)
 
@@ -187,14 +196,14 @@ def test_labels_in_range_pass(train):
 
 def test_shards_without_samples_are_not_listed(write_tar, tmp_path):
     with pytest.raises(DataError, match=r"empty.tar: no samples"):
-        list_shards([write_tar("empty.tar", [])], tmp_path / "list.json", [])
+        list_shards([write_tar("empty.tar", [])], tmp_path / "list.json")
     assert not (tmp_path / "list.json").exists()
 
 
 def test_samples_are_counted_in_64_bits(tmp_path):
-    two = document(urls=["a", "b"], samples=[2**40, 2**41], bytes=[1, 1], sha256=["x", "y"])
+    two = document(urls=["a", "b"], **{**{name: values * 2 for name, values in ONE.items()}, "samples": [2**40, 2**41]})
     (tmp_path / "big.json").write_text(json.dumps(two))
-    manifest = read_manifest(tmp_path / "big.json")
+    manifest = read_manifest(str(tmp_path / "big.json"))
     assert manifest.samples.dtype == np.int64
     assert manifest.num_samples == 2**40 + 2**41
 
@@ -204,3 +213,22 @@ def test_classes_in_another_order_are_another_set(train):
     train.check_classes([], "a set without names")
     with pytest.raises(DataError, match="not those of the model"):
         train.check_classes(list(reversed(train.classes)), "the model")
+
+
+def test_remote_shards_are_looked_at_by_sample(tmp_path):
+    manifest = write_shards(tmp_path, [1] * 200)
+    with http_server(tmp_path) as url:
+        remote = read_manifest(f"{url}/k.json")
+        assert remote.shard(3) == f"{url}/k-003.tar"
+        remote.check()
+        Path(manifest.shard(199)).unlink()  # the first, the last and some between are asked for
+        with pytest.raises(DataError, match=r"k-199.tar: does not exist on the server"):
+            remote.check()
+
+
+def test_an_index_may_lie_elsewhere(tmp_path):
+    manifest = dataclasses.replace(write_shards(tmp_path, [2, 3]), index_dir="here")
+    assert manifest.index(1) == str(tmp_path / "here" / "000001.idx")
+    remote = dataclasses.replace(manifest, location="https://host/data/train.json?token=1", index_dir="")
+    assert remote.index(1) == "https://host/data/k-001.idx"
+    assert index_beside("https://host/a.tar?token=1") == "https://host/a.idx?token=1"

@@ -186,9 +186,10 @@ class Remembering(Shards):
         super().__init__(*args)
         self.reads: list[tuple[str, int, int]] = []
 
-    def _read(self, place, url, start, end, suffix=""):
+    def read_bytes(self, place, start, end, index=False):
+        url = place.manifest.index(place.shard) if index else place.url
         self.reads.append((url.rpartition("/")[2], start, end))
-        return super()._read(place, url, start, end, suffix)
+        return super().read_bytes(place, start, end, index)
 
 
 def test_a_block_of_a_remote_shard_is_one_read_of_the_index_and_one_of_the_shard(tmp_path):
