@@ -5,7 +5,7 @@ SEED ?= 0
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format venv constraints clean
+.PHONY: demo test test-slow bench-data lint format venv constraints clean
 
 demo: venv
 	$(BIN)/vitscale demo --device $(DEVICE) --seed $(SEED)
@@ -15,6 +15,9 @@ test: venv
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
+
+bench-data: venv .venv-peers/stamp
+	$(BIN)/python tests/benchmarks/bench_data.py --python .venv-peers/bin/python $(ARGS)
 
 lint: venv
 	$(BIN)/ruff format --check .
@@ -36,9 +39,16 @@ venv: .venv/stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[test]'
 	touch $@
 
+# What the data pipeline is measured beside, in an environment of its own because its dependencies clash with ours.
+.venv-peers/stamp: tests/benchmarks/peers.txt
+	rm -rf .venv-peers
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 # After a change of dependencies: write the versions that are installed now.
 constraints:
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv .venv-peers dist build
