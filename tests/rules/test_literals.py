@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.crop import resize
 from data_pipeline.config import DataConfig, Section
+from data_pipeline.crop import resize
 from vitscale.config import HardwareConfig, OptimConfig, RunConfig, ScheduleConfig, TrainConfig
 from vitscale.engine import DTYPES
 from vitscale.loss import LOSSES

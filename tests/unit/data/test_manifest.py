@@ -87,7 +87,8 @@ def test_a_folder_is_no_manifest(tmp_path):
         read_manifest(str(tmp_path))
 
 
-ONE = {"samples": [1], "bytes": [1], "sha256": ["x"], "index_bytes": [1], "label_min": [0], "label_max": [0]}
+NUMBERS = ("samples", "bytes", "index_bytes", "index_crc32", "label_min", "label_max")
+ONE = {"sha256": ["x"], **{name: [1] for name in NUMBERS}}
 SHARD = {"urls": ["a.tar"], **ONE}
 FORMAT = "vitscale-manifest-2"
 

@@ -141,7 +141,8 @@ def test_an_index_of_an_older_shard_is_named(whole, tmp_path):
     manifest = list_shards([whole.shard(number) for number in range(3)], tmp_path / "set.json", ["ant", "bee", "cat"])
     assert problems(manifest) == []
     shutil.copy(keep, manifest.index(0))
-    (line,) = problems(manifest)
+    other, line = problems(manifest)
+    assert other.startswith("0.tar: differs from its CRC-32 of the index (")
     assert line.startswith("0.tar: sample a0: its index does not describe it: label 0 for 2 (")
     assert line.endswith("; and 1 samples more")
 
