@@ -35,6 +35,7 @@ PHOTO = (500, 375)  # width and height of ImageNet's median image
 QUALITY = 95
 RESTART_BLOCKS = 4
 BATCH = 64
+LANES = 8  # so few that a few hundred photos make whole shuffle blocks
 ROUNDS = 5
 
 ABOUT = {
@@ -45,7 +46,8 @@ ABOUT = {
     "pil": "the same crops by PIL, one core",
     "loader": "this package's loader from tar to batch, all cores",
     "loader_restart": "the same with restart markers",
-    "webdataset_pil": "webdataset, PIL and torch's DataLoader, a process per core",
+    "webdataset_pil": "webdataset, PIL and torch's DataLoader, a process per core, normalised floats as is usual",
+    "webdataset_pil_uint8": "the same without normalising, as our loader gives them",
     "index_reader": "samples read by the index, not decoded, one core",
     "webdataset_reader": "samples read by webdataset, not decoded, one core",
 }
@@ -74,7 +76,8 @@ def bench(num_images: int = 512, rounds: int = ROUNDS, threads: int | None = Non
             "pil": functools.partial(one_core, pil, plain),
             "loader": functools.partial(all_cores, our_loader, plain, cores),
             "loader_restart": functools.partial(all_cores, our_loader, restart, cores),
-            "webdataset_pil": functools.partial(all_cores, webdataset_loader, plain, cores),
+            "webdataset_pil": functools.partial(all_cores, webdataset_floats, plain, cores),
+            "webdataset_pil_uint8": functools.partial(all_cores, webdataset_loader, plain, cores),
             "index_reader": functools.partial(one_core_of, our_reader, plain),
             "webdataset_reader": functools.partial(one_core_of, webdataset_reader, plain),
         }
@@ -161,24 +164,34 @@ def entropy_only_of_cut(image: bytes, box: Box) -> np.ndarray:
 
 def our_loader(kind: Kind, threads: int) -> Iterator[int]:
     config = DataConfig(train=(SourceConfig(manifest=kind.manifest.location),))
-    order = Order([kind.manifest.samples], BATCH, BATCH, config.shuffle_block, seed=0)
+    order = Order([kind.manifest.samples], BATCH, LANES, config.shuffle_block, seed=0)
     steps = range(3 * len(kind.images) // BATCH)
     for batch in train_loader(Shards(kind.manifest), order, config, SIZE, 10, 0, steps, Layout(0, 1, threads)):
         yield len(batch.labels_B)
 
 
-def webdataset_loader(kind: Kind, workers: int) -> Iterator[int]:
+def webdataset_loader(kind: Kind, workers: int, transform: Callable[[bytes], torch.Tensor] | None = None) -> Iterator[int]:
     """The usual way: webdataset, PIL, a process per core."""
     urls = [kind.manifest.shard(number) for number in range(len(kind.manifest.urls))] * 3
     stages = (wds.SimpleShardList(urls), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(100))
-    dataset = wds.DataPipeline(*stages, wds.to_tuple("jpg", "cls"), wds.map_tuple(_pil_of_random_crop, int))
+    dataset = wds.DataPipeline(*stages, wds.to_tuple("jpg", "cls"), wds.map_tuple(transform or random_crop_by_pil, int))
     for _, labels in torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers):
         yield len(labels)
 
 
-def _pil_of_random_crop(image: bytes) -> torch.Tensor:
+def webdataset_floats(kind: Kind, workers: int) -> Iterator[int]:
+    return webdataset_loader(kind, workers, normalised_by_pil)
+
+
+def random_crop_by_pil(image: bytes) -> torch.Tensor:
+    """HWC uint8."""
     box = crop_box(*PHOTO, AugmentConfig().crop_area, AugmentConfig().crop_ratio, Draw(0, Purpose.AUGMENT, len(image)))
     return torch.from_numpy(pil(image, box).copy())
+
+
+def normalised_by_pil(image: bytes) -> torch.Tensor:
+    """CHW float32 in [-1, 1]."""
+    return (random_crop_by_pil(image).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 
 
 def our_reader(kind: Kind) -> Iterator[tuple[bytes, int]]:

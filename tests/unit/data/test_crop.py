@@ -120,6 +120,12 @@ def test_resizing_is_pillows(interpolation, width, height):
     assert difference(resize(image, 32, 48, interpolation), expected) <= 2
 
 
+def test_resized_pixels_lie_in_reading_order():
+    """Copying them into a batch took as long as resizing when they did not."""
+    for height, width in ((90, 70), (16, 16), (300, 20)):
+        assert resize(noise(width, height), 32, 32, "bicubic").flags.c_contiguous
+
+
 def test_interpolations_differ():
     assert difference(resize(noise(64, 64), 32, 32, "bicubic"), resize(noise(64, 64), 32, 32, "bilinear")) > 5
 
