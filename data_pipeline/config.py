@@ -60,7 +60,7 @@ class AugmentConfig(Section):
     randaugment_layers: int = Field(0, ge=0)
     """operations of RandAugment (TF's, as in AugReg) applied one after another; 0 = off"""
     randaugment_magnitude: float = Field(10.0, ge=0.0, le=30.0)
-    """strength of RandAugment's operations; above 10 extrapolates"""
+    """strength of RandAugment's operations; above 10 extrapolates. Moves and holes are in pixels, meant for images of 224"""
     erase: float = Field(0.0, ge=0.0, le=1.0)
     """probability that a random rectangle is replaced by noise (random erasing)"""
     mixup: float = Field(0.0, ge=0.0, le=2.0)
