@@ -14,14 +14,10 @@ def count(text: str) -> int:
     return number
 
 
-def add(
-    commands: Commands,
-    name: str,
-    command: Callable[[argparse.Namespace], int] | None,
-    text: str,
-    example: str,
-) -> argparse.ArgumentParser:
-    """A command with its help and an example."""
+def add(commands: Commands, command: Callable[[argparse.Namespace], int], example: str) -> argparse.ArgumentParser:
+    """The command NAME of a function `run_NAME` or `run_data_NAME`, whose docstring is its help."""
+    text = " ".join((command.__doc__ or "").split()).removesuffix(".")
+    name = command.__name__.rpartition("_")[2]
     parser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
     parser.set_defaults(command=command)
     return parser

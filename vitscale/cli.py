@@ -55,87 +55,53 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_run_commands(commands)
     add_model_commands(commands)
-    data = add(commands, "data", None, "build, index and verify shards", "vitscale data build images/ --out data/mine")
+    data = commands.add_parser(
+        "data", help="build, index and verify shards", epilog="example: vitscale data build images/ --out x"
+    )
     add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
     return parser
 
 
 def add_run_commands(commands: Commands) -> None:
-    train = add(
-        commands,
-        "train",
-        run_train,
-        "run a recipe on this machine, from where it stands to its end",
-        "vitscale train recipes/demo/pretrain.yaml --procs 2 train.total.epochs=10",
-    )
+    train = add(commands, run_train, "vitscale train recipes/demo/pretrain.yaml --procs 2 train.total.epochs=10")
     train.add_argument("recipe", help=RECIPE_HELP)
     train.add_argument("overrides", nargs="*", metavar="a.b=c", help=OVERRIDES_HELP)
     train.add_argument("--procs", type=count, help="processes (default: one per GPU, else 1)")
     train.add_argument("--port", type=int, default=0, help="port on which they meet (default: a free one)")
 
-    show = add(
-        commands,
-        "show",
-        run_show,
-        "resolved recipe and the arithmetic that follows from it",
-        "vitscale show recipes/pretrain/vit-l16-in21k.yaml --procs 64",
-    )
+    show = add(commands, run_show, "vitscale show recipes/pretrain/vit-l16-in21k.yaml --procs 64")
     show.add_argument("recipe", help=RECIPE_HELP)
     show.add_argument("overrides", nargs="*", metavar="a.b=c", help=OVERRIDES_HELP)
     show.add_argument("--procs", type=count, default=1, help="processes to lay it out for (default: 1)")
     show.add_argument("--model", action="store_true", help="every layer with its shape and parameters")
     show.add_argument("--json", action="store_true", help="as JSON")
 
-    sync = add(commands, "sync", run_sync, "send MLflow what it lacks of a run", "vitscale sync runs/digits-pretrain")
+    sync = add(commands, run_sync, "vitscale sync runs/digits-pretrain")
     sync.add_argument("run_dir", type=Path, help="run directory")
 
-    demo = add(commands, "demo", run_demo, "pretrain, fine-tune and publish on handwritten digits, in minutes", "vitscale demo")
+    demo = add(commands, run_demo, "vitscale demo")
     demo.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what to train on (default: cpu)")
     demo.add_argument("--seed", type=int, default=0, help="another seed runs beside the others (default: 0)")
     demo.add_argument("--runs", default="runs", help="folder for everything it writes (default: runs)")
 
 
 def add_model_commands(commands: Commands) -> None:
-    evaluate = add(
-        commands,
-        "eval",
-        run_eval,
-        "accuracy of a model on shards",
-        "vitscale eval models:/digits-vit@champion --data runs/data/digits/val.json",
-    )
+    evaluate = add(commands, run_eval, "vitscale eval models:/digits-vit@champion --data runs/data/digits/val.json")
     evaluate.add_argument("model", help=MODEL_HELP)
     evaluate.add_argument("--data", required=True, help="manifest of the shards")
     evaluate.add_argument("--batch", type=count, default=64, help="images at a time (default: 64)")
 
-    predict = add(
-        commands,
-        "predict",
-        run_predict,
-        "likeliest classes of images",
-        "vitscale predict models:/digits-vit@champion seven.png",
-    )
+    predict = add(commands, run_predict, "vitscale predict models:/digits-vit@champion seven.png")
     predict.add_argument("model", help=MODEL_HELP)
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     predict.add_argument("--top", type=count, default=3, help="classes per image (default: 3)")
     predict.add_argument("--json", action="store_true", help="one JSON object per image")
 
-    pull = add(
-        commands,
-        "pull",
-        run_pull,
-        "download a published model, verified",
-        "vitscale pull models:/digits-vit@champion --to champion",
-    )
+    pull = add(commands, run_pull, "vitscale pull models:/digits-vit@champion --to champion")
     pull.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
     pull.add_argument("--to", type=Path, help="directory to make (default: the user's cache)")
 
-    publish = add(
-        commands,
-        "publish",
-        run_publish,
-        "register a checkpoint as a version of a model",
-        "vitscale publish runs/mine/checkpoints/step_00001000 --name mine --alias champion",
-    )
+    publish = add(commands, run_publish, "vitscale publish runs/mine/checkpoints/step_00001000 --name mine --alias champion")
     publish.add_argument("checkpoint", type=Path, help="checkpoint directory")
     publish.add_argument("--name", required=True, help="registered model")
     publish.add_argument("--alias", required=True, help="alias that then points at the new version")
@@ -144,6 +110,7 @@ def add_model_commands(commands: Commands) -> None:
 
 
 def run_train(args: argparse.Namespace) -> int:
+    """Run a recipe on this machine, from where it stands to its end."""
     from launcher.local import default_processes
     from vitscale import recipe
 
@@ -180,6 +147,7 @@ def train(path: str, overrides: list[str], procs: int, port: int = 0) -> int:
 
 
 def run_show(args: argparse.Namespace) -> int:
+    """Resolved recipe and the arithmetic that follows from it."""
     from vitscale import recipe, show
 
     cfg = recipe.load(args.recipe, args.overrides)
@@ -200,6 +168,7 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def run_sync(args: argparse.Namespace) -> int:
+    """Send MLflow what it lacks of a run."""
     from vitscale import tracking
 
     print(f"{args.run_dir}: MLflow run {tracking.sync(args.run_dir)} is complete")
@@ -207,12 +176,14 @@ def run_sync(args: argparse.Namespace) -> int:
 
 
 def run_demo(args: argparse.Namespace) -> int:
+    """Pretrain, fine-tune and publish on handwritten digits, in minutes."""
     from vitscale.demo import demo
 
     return demo(args.device, args.seed, args.runs)
 
 
 def run_eval(args: argparse.Namespace) -> int:
+    """Accuracy of a model on shards."""
     from vitscale.evaluate import evaluate_alone
     from vitscale.pretrained import load_pretrained
 
@@ -222,6 +193,7 @@ def run_eval(args: argparse.Namespace) -> int:
 
 
 def run_predict(args: argparse.Namespace) -> int:
+    """Likeliest classes of images."""
     from vitscale.pretrained import load_pretrained, open_image
 
     loaded = load_pretrained(args.model, args.tracking_uri)
@@ -235,6 +207,7 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def run_pull(args: argparse.Namespace) -> int:
+    """Download a published model, verified."""
     from vitscale import publish, source
     from vitscale.errors import ModelError
     from vitscale.tracking import tracking_uri
@@ -249,6 +222,7 @@ def run_pull(args: argparse.Namespace) -> int:
 
 
 def run_publish(args: argparse.Namespace) -> int:
+    """Register a checkpoint as a version of a model."""
     from vitscale import source
     from vitscale.publish import publish
     from vitscale.tracking import tracking_uri

@@ -1,10 +1,10 @@
-"""`vitscale data ...`: the commands about shards; here those that make them."""
+"""`vitscale data ...`: the commands about shards; here those that make them, and `bench`."""
 
 import argparse
+import json
 from pathlib import Path
 
 from vitscale.arguments import Commands, add, count
-from vitscale.cli_bench import add_bench_command
 from vitscale.cli_inspect import add_inspect_commands
 from vitscale.cli_order import add_order_commands
 
@@ -15,33 +15,23 @@ LABEL_HELP = (
 
 
 def add_data_commands(commands: Commands) -> None:
-    build = add(
-        commands,
-        "build",
-        run_data_build,
-        "images into shards, with a manifest per split",
-        "vitscale data build images/ --out data/mine --val-fraction 0.1",
-    )
+    build = add(commands, run_data_build, "vitscale data build images/ --out data/mine --val-fraction 0.1")
     add_sources(build)
     add_shards(build)
     add_encoding(build)
-    index = add(
-        commands,
-        "index",
-        run_data_index,
-        "index tars that exist, local or remote, and list them in a manifest",
-        "vitscale data index 's3://bucket/train-{0000..1023}.tar' --out data/train.json",
-    )
-    index.add_argument(
-        "shards", nargs="+", metavar="SHARD", help="webdataset tars or brace lists, in the order that is to count"
-    )
+    index = add(commands, run_data_index, "vitscale data index 's3://bucket/train-{0000..1023}.tar' --out data/train.json")
+    index.add_argument("shards", nargs="+", metavar="SHARD", help="webdataset tars or brace lists, in the order that counts")
     index.add_argument("--out", required=True, help="manifest to write, local or remote")
     index.add_argument("--label", default="auto", metavar="RULE", help=LABEL_HELP)
     index.add_argument("--classes", help=CLASSES_HELP)
     add_workers(index)
     add_inspect_commands(commands)
     add_order_commands(commands)
-    add_bench_command(commands)
+    bench = add(commands, run_data_bench, "vitscale data bench --json")
+    bench.add_argument("--images", type=count, default=512, help="photos, cut out of scikit-learn's two (default: 512)")
+    bench.add_argument("--rounds", type=count, default=5, help="each takes its turn this often; the median counts (default: 5)")
+    bench.add_argument("--threads", type=count, help="of loaders (default: the cores)")
+    bench.add_argument("--json", action="store_true", help="as JSON")
 
 
 def add_sources(build: argparse.ArgumentParser) -> None:
@@ -129,6 +119,7 @@ def num_bytes(text: str) -> int:
 
 
 def run_data_build(args: argparse.Namespace) -> int:
+    """Images into shards, with a manifest per split."""
     from data_pipeline import build
     from data_pipeline.collection import read_classes
     from data_pipeline.encode import Encoding
@@ -161,6 +152,7 @@ def run_data_build(args: argparse.Namespace) -> int:
 
 
 def run_data_index(args: argparse.Namespace) -> int:
+    """Index tars that exist, local or remote, and list them in a manifest."""
     from data_pipeline.collection import read_classes
     from data_pipeline.pool import default_workers
     from data_pipeline.shardlist import expand, list_shards
@@ -168,4 +160,17 @@ def run_data_index(args: argparse.Namespace) -> int:
     classes = read_classes(args.classes) if args.classes else []
     manifest = list_shards(expand(args.shards), args.out, classes, args.label, args.workers or default_workers())
     print(f"{manifest.location}: {manifest.num_samples:,} images in {len(manifest.urls)} shards")
+    return 0
+
+
+def run_data_bench(args: argparse.Namespace) -> int:
+    """Images per core-second of decoding and of the whole loader, beside PIL and webdataset on the same photos."""
+    from data_pipeline.bench import ABOUT, bench
+
+    rates = bench(args.images, args.rounds, args.threads)
+    if args.json:
+        print(json.dumps({name: round(rate, 1) for name, rate in rates.items()}))
+        return 0
+    for name, rate in rates.items():
+        print(f"{name:<24}{rate:>10,.0f}  {ABOUT[name]}")
     return 0

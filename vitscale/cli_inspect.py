@@ -18,20 +18,7 @@ NUM_SHOWN = 10  # classes at either end of the histogram
 
 
 def add_inspect_commands(commands: Commands) -> None:
-    add_verify(commands)
-    add_peek(commands)
-    add_stats(commands)
-    add_leaks(commands)
-
-
-def add_verify(commands: Commands) -> None:
-    verify = add(
-        commands,
-        "verify",
-        run_data_verify,
-        "read every byte, decode every image and compare with manifest and index; exit status 1 when anything is wrong",
-        "vitscale data verify data/mine/train.json data/mine/val.json",
-    )
+    verify = add(commands, run_data_verify, "vitscale data verify data/mine/train.json data/mine/val.json")
     verify.add_argument("manifests", nargs="+", metavar="MANIFEST", help=MANIFEST_HELP)
     verify.add_argument("--num-classes", type=count, help="labels must lie below it (default: the manifest's list of classes)")
     verify.add_argument("--label", default="auto", metavar="RULE", help="rule by which it was indexed (default: auto)")
@@ -39,15 +26,7 @@ def add_verify(commands: Commands) -> None:
     verify.add_argument("--workers", type=count, help="processes (default: one per core)")
     verify.add_argument("--json", action="store_true", help="one JSON object per problem, and one at the end of each manifest")
 
-
-def add_peek(commands: Commands) -> None:
-    peek = add(
-        commands,
-        "peek",
-        run_data_peek,
-        "pictures with labels and keys on one sheet; with a recipe, as the model will see them (before mixing and erasing)",
-        "vitscale data peek data/mine/train.json --out sheet.png --augment recipes/demo/pretrain.yaml --step 100",
-    )
+    peek = add(commands, run_data_peek, "vitscale data peek data/mine/train.json --out sheet.png --augment RECIPE --step 100")
     peek.add_argument("manifests", nargs="+", metavar="MANIFEST", help="manifest, as path or URL; several are numbered through")
     peek.add_argument("--out", required=True, help="PNG to write")
     peek.add_argument("--augment", metavar="RECIPE", help="crop, resize and augment as this recipe does")
@@ -58,39 +37,21 @@ def add_peek(commands: Commands) -> None:
     peek.add_argument("--seed", type=int, default=0, help="of the choice of samples (default: 0)")
     peek.add_argument("--size", type=count, default=160, help="side of a picture on the sheet in pixels (default: 160)")
 
-
-def add_stats(commands: Commands) -> None:
-    stats = add(
-        commands,
-        "stats",
-        run_data_stats,
-        "images per class and shard, bytes; sizes and formats of some images",
-        "vitscale data stats data/mine/train.json",
-    )
+    stats = add(commands, run_data_stats, "vitscale data stats data/mine/train.json")
     stats.add_argument("manifest", help=MANIFEST_HELP)
     stats.add_argument("--sample", type=count, default=1000, metavar="N", help="images whose header is read (default: 1000)")
     stats.add_argument("--seed", type=int, default=0, help="of their choice (default: 0)")
     stats.add_argument("--json", action="store_true", help="as JSON, with the whole histogram")
 
-
-def add_leaks(commands: Commands) -> None:
-    leaks = add(
-        commands,
-        "leaks",
-        run_data_leaks,
-        "images of A that are in B, byte for byte; exit status 1 when there are any. Images that were encoded again, resized "
-        "or cropped are not found",
-        "vitscale data leaks data/in1k/val.json data/in21k/train.json",
-    )
+    leaks = add(commands, run_data_leaks, "vitscale data leaks data/in1k/val.json data/in21k/train.json")
     leaks.add_argument("a", metavar="A", help=MANIFEST_HELP)
     leaks.add_argument("b", metavar="B", help=MANIFEST_HELP)
-    leaks.add_argument(
-        "--pixels", action="store_true", help="equal decoded pixels count, in whatever file; decodes all of A and B"
-    )
+    leaks.add_argument("--pixels", action="store_true", help="compare decoded pixels, in whatever file; decodes all of A and B")
     leaks.add_argument("--json", action="store_true", help="one JSON object per image, and one at the end")
 
 
 def run_data_verify(args: argparse.Namespace) -> int:
+    """Read every byte, decode every image and compare with manifest and index; exit status 1 when anything is wrong."""
     from data_pipeline.manifest import read_manifest
     from data_pipeline.pool import default_workers
     from data_pipeline.verify import Checks, check
@@ -111,6 +72,7 @@ def run_data_verify(args: argparse.Namespace) -> int:
 
 
 def run_data_peek(args: argparse.Namespace) -> int:
+    """Pictures with labels and keys on one sheet; with a recipe, as the model will see them (before mixing and erasing)."""
     from data_pipeline import storage
     from data_pipeline.manifest import read_manifest
     from data_pipeline.peek import Training, contact_sheet, pictures
@@ -152,6 +114,7 @@ def choose(args: argparse.Namespace, shards: "Shards", cfg: "RunConfig | None") 
 
 
 def run_data_stats(args: argparse.Namespace) -> int:
+    """Images per class and shard, bytes; sizes and formats of some images."""
     from data_pipeline.manifest import read_manifest
     from data_pipeline.stats import stats
 
@@ -184,6 +147,9 @@ def stats_lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def run_data_leaks(args: argparse.Namespace) -> int:
+    """Images of A that are in B, byte for byte; exit status 1 when there are any. Images that were encoded again, resized or
+    cropped are not found.
+    """
     from data_pipeline.leaks import leaks
     from data_pipeline.manifest import read_manifest
 

@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_order_commands(commands: Commands) -> None:
-    order = add(
-        commands,
-        "order",
-        run_data_order,
-        "which samples form which step, on which rank (bad ones that a run replaced are in its data_ledger.jsonl)",
-        "vitscale data order data/mine/train.json --global-batch 4096 --steps 81234 --ranks 64 --json",
-    )
+    order = add(commands, run_data_order, "vitscale data order data/mine/train.json --global-batch 4096 --steps 81234 --json")
     order.add_argument("manifests", nargs="*", metavar="MANIFEST", help="of each source, path or URL (default: the recipe's)")
     batch = order.add_mutually_exclusive_group(required=True)
     batch.add_argument("--global-batch", type=count, metavar="G", help="images per step")
@@ -34,25 +28,13 @@ def add_order_commands(commands: Commands) -> None:
     order.add_argument("--rank", type=int, metavar="r", help="this one only")
     order.add_argument("--json", action="store_true", help="one line per step, with a list of keys per rank")
 
-    simulate = add(
-        commands,
-        "simulate",
-        run_data_simulate,
-        "the order at any scale without data: start, resume, balance and memory of a rank",
-        "vitscale data simulate --samples 4e9 --shards 400000 --ranks 4096",
-    )
+    simulate = add(commands, run_data_simulate, "vitscale data simulate --samples 4e9 --shards 400000 --ranks 4096")
     _add_scale(simulate, samples=4_000_000_000, shards=400_000, global_batch=32_768)
     simulate.add_argument("--ranks", type=count, default=4096, help="default: 4096")
     simulate.add_argument("--lanes", type=count, metavar="L", help="default: G")
     simulate.add_argument("--shuffle-block", type=count, metavar="B", help="default: that of recipes")
 
-    shuffle = add(
-        commands,
-        "shuffle",
-        run_data_shuffle,
-        "how well lanes and blocks shuffle shards sorted by class, beside a full shuffle",
-        "vitscale data shuffle --lanes 256 4096 --shuffle-block 16 64",
-    )
+    shuffle = add(commands, run_data_shuffle, "vitscale data shuffle --lanes 256 4096 --shuffle-block 16 64")
     _add_scale(shuffle, samples=1_281_167, shards=1000, global_batch=4096)
     shuffle.add_argument("--classes", type=count, default=1000, help="default: 1000")
     shuffle.add_argument("--lanes", type=count, nargs="+", metavar="L", help="one or several (default: G)")
@@ -115,6 +97,7 @@ def default_block() -> int:
 
 
 def run_data_order(args: argparse.Namespace) -> int:
+    """Which samples form which step, on which rank (bad ones that a run replaced are in its data_ledger.jsonl)."""
     from data_pipeline.errors import DataError
     from data_pipeline.listing import list_steps
     from data_pipeline.stream import Shards
@@ -142,19 +125,14 @@ def _order(args: argparse.Namespace) -> "tuple[list[Manifest], Order]":
     from data_pipeline.order import Order
     from vitscale import recipe
 
-    locations, weights, batch, lanes, block, first = (
-        args.manifests,
-        None,
-        args.global_batch,
-        args.global_batch,
-        default_block(),
-        0,
-    )
     if args.recipe:
         cfg = recipe.load(args.recipe)
-        locations, weights = args.manifests or [source.manifest for source in cfg.data.train], cfg.data.source_weights
+        locations, weights = [source.manifest for source in cfg.data.train], cfg.data.source_weights
         batch, lanes, block, first = cfg.train.global_batch, cfg.lanes, cfg.data.shuffle_block, cfg.seed
-    weights, lanes, block = args.weights or weights, args.lanes or lanes, args.shuffle_block or block
+    else:
+        locations, weights, batch, lanes, block, first = [], None, args.global_batch, args.global_batch, default_block(), 0
+    locations, weights = args.manifests or locations, args.weights or weights
+    lanes, block, first = args.lanes or lanes, args.shuffle_block or block, first if args.seed is None else args.seed
     if not locations or (weights and len(weights) != len(locations)):
         raise DataError(
             f"data order: {len(locations)} manifests and {len(weights or [])} weights; give one or more manifests, and "
@@ -163,10 +141,11 @@ def _order(args: argparse.Namespace) -> "tuple[list[Manifest], Order]":
     check_layout(batch, lanes, args.ranks)
     manifests = [read_manifest(location) for location in locations]
     sizes = [manifest.samples for manifest in manifests]
-    return manifests, Order(sizes, batch, lanes, block, first if args.seed is None else args.seed, weights)
+    return manifests, Order(sizes, batch, lanes, block, first, weights)
 
 
 def run_data_simulate(args: argparse.Namespace) -> int:
+    """The order at any scale without data: start, resume, balance and memory of a rank."""
     from data_pipeline.simulate import simulate
 
     found = simulate(_scale(args, args.lanes or args.global_batch, args.shuffle_block or default_block(), args.ranks))
@@ -181,6 +160,7 @@ def run_data_simulate(args: argparse.Namespace) -> int:
 
 
 def run_data_shuffle(args: argparse.Namespace) -> int:
+    """How well lanes and blocks shuffle shards sorted by class, beside a full shuffle."""
     from data_pipeline.shuffle import measure
     from data_pipeline.simulate import windows
 
