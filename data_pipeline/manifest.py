@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -31,7 +31,8 @@ class Manifest:
     sha256: Sequence[str]
     index_bytes: np.ndarray  # int64, by shard
     index_crc32: np.ndarray  # int64, by shard: which labels the samples have, among others
-    labels: np.ndarray  # int64 (shards, 2): lowest and highest label; -1 = unlabelled samples
+    label_min: np.ndarray  # int64, by shard: lowest label; -1 = unlabelled samples
+    label_max: np.ndarray  # int64, by shard
     classes: Sequence[str]
     index_dir: str = ""  # folder of the indexes 000000.idx, ...; "" = beside each shard
     built: Mapping[str, str] = field(default_factory=dict)  # what `data build` made it from; {} = listed, not built
@@ -96,12 +97,13 @@ class Manifest:
             raise DataError(
                 f"{self.location}: {len(self.classes)} classes, but model.num_classes is {num_classes}; make them equal"
             )
-        wrong = np.flatnonzero((self.labels[:, 0] < 0) | (self.labels[:, 1] >= num_classes))
-        if len(wrong) and not replace_bad:
-            low, high = self.labels[wrong[0]].tolist()
+        wrong = (self.label_min < 0) | (self.label_max >= num_classes)
+        if wrong.any() and not replace_bad:
+            number = int(wrong.argmax())
             raise DataError(
-                f"{self.shard(int(wrong[0]))}: labels {low}..{high} (-1 = none), but model.num_classes {num_classes} allows "
-                f"0..{num_classes - 1}; raise model.num_classes, rebuild the shards, or set data.bad_samples.policy=replace"
+                f"{self.shard(number)}: labels {self.label_min[number]}..{self.label_max[number]} (-1 = none), but "
+                f"model.num_classes {num_classes} allows 0..{num_classes - 1}; raise model.num_classes, rebuild the shards, or "
+                "set data.bad_samples.policy=replace"
             )
 
 
@@ -112,6 +114,7 @@ def index_beside(shard: str) -> str:
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Label = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
 class _Shards(Section):
@@ -123,8 +126,8 @@ class _Shards(Section):
     sha256: list[str]
     index_bytes: list[Count]
     index_crc32: list[Count]
-    label_min: list[int]
-    label_max: list[int]
+    label_min: list[Label]
+    label_max: list[Label]
 
 
 class _File(Section):
@@ -137,18 +140,17 @@ class _File(Section):
     shards: _Shards
 
 
+def from_columns(location: str, columns: Mapping[str, Any], **others: Any) -> Manifest:
+    """A manifest whose columns are sequences by name; `others` are the rest of its fields."""
+    texts = {name: columns[name] for name in ("urls", "sha256")}
+    numbers: dict[str, Any] = {name: np.asarray(values, np.int64) for name, values in columns.items() if name not in texts}
+    return Manifest(location=location, **texts, **numbers, **others)
+
+
 def write_manifest(manifest: Manifest) -> None:
     """Write atomically: a manifest that exists is complete."""
-    shards = _Shards(
-        urls=list(manifest.urls),
-        samples=manifest.samples.tolist(),
-        bytes=manifest.bytes.tolist(),
-        sha256=list(manifest.sha256),
-        index_bytes=manifest.index_bytes.tolist(),
-        index_crc32=manifest.index_crc32.tolist(),
-        label_min=manifest.labels[:, 0].tolist(),
-        label_max=manifest.labels[:, 1].tolist(),
-    )
+    columns = {name: getattr(manifest, name) for name in _Shards.model_fields}
+    shards = _Shards(**{name: c.tolist() if isinstance(c, np.ndarray) else list(c) for name, c in columns.items()})
     content = _File(built=dict(manifest.built), classes=list(manifest.classes), index_dir=manifest.index_dir, shards=shards)
     storage.write(manifest.location, (content.model_dump_json(indent=1) + "\n").encode())
 
@@ -165,23 +167,10 @@ def read_manifest(location: str) -> Manifest:
         ) from None
     except ValueError as error:
         raise DataError(f"{location}: not a manifest ({_said(error)}); write it anew with `vitscale data index`") from None
-    shards = content.shards
-    if len({len(getattr(shards, name)) for name in _Shards.model_fields}) != 1 or not sum(shards.samples):
+    columns = dict(content.shards)
+    if len(set(map(len, columns.values()))) != 1 or not sum(columns["samples"]):
         raise DataError(f"{location}: its columns must be equally long and list at least one sample; write it anew")
-    numbers = {
-        name: np.asarray(getattr(shards, name), np.int64) for name in _Shards.model_fields if name not in ("urls", "sha256")
-    }
-    labels = np.stack([numbers.pop("label_min"), numbers.pop("label_max")], axis=1)
-    return Manifest(
-        location=location,
-        urls=shards.urls,
-        sha256=shards.sha256,
-        **numbers,
-        labels=labels,
-        classes=content.classes,
-        index_dir=content.index_dir,
-        built=content.built,
-    )
+    return from_columns(location, columns, classes=content.classes, index_dir=content.index_dir, built=content.built)
 
 
 def _said(error: ValueError) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import numpy as np
 from braceexpand import braceexpand
 from isal.isal_zlib import crc32
 
@@ -18,7 +17,7 @@ from data_pipeline import storage
 from data_pipeline.errors import DataError
 from data_pipeline.index import encode_index, scan
 from data_pipeline.labels import Labels
-from data_pipeline.manifest import Manifest, index_beside, write_manifest
+from data_pipeline.manifest import Manifest, from_columns, index_beside, write_manifest
 from data_pipeline.pool import in_processes
 from data_pipeline.remote import shown
 
@@ -84,19 +83,9 @@ def list_rows(
 ) -> Manifest:
     """Write the manifest of shards that have their indexes."""
     folder = location.rpartition("/")[0] + "/"
-    manifest = Manifest(
-        location=location,
-        urls=[row.url.removeprefix(folder) for row in rows],
-        samples=np.array([row.samples for row in rows], np.int64),
-        bytes=np.array([row.bytes for row in rows], np.int64),
-        sha256=[row.sha256 for row in rows],
-        index_bytes=np.array([row.index_bytes for row in rows], np.int64),
-        index_crc32=np.array([row.index_crc32 for row in rows], np.int64),
-        labels=np.array([(row.label_min, row.label_max) for row in rows], np.int64),
-        classes=list(classes),
-        index_dir=index_dir,
-        built=built,
-    )
+    columns = {name: [getattr(row, name) for row in rows] for name in Row._fields if name != "url"}
+    columns["urls"] = [row.url.removeprefix(folder) for row in rows]
+    manifest = from_columns(location, columns, classes=list(classes), index_dir=index_dir, built=built)
     write_manifest(manifest)
     return manifest
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.index import ROW
-from data_pipeline.manifest import Manifest, read_manifest, write_manifest
+from data_pipeline.manifest import from_columns, read_manifest, write_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import resident_samples
 
@@ -77,18 +77,17 @@ def start(scale: Scale) -> dict[str, float]:
 def _write_manifest(scale: Scale, location: str) -> None:
     sizes, numbers = scale.sizes(), range(scale.shards)
     sums = random.Random(scale.seed)
-    manifest = Manifest(
-        location=location,
-        urls=[f"train-{number:06d}.tar" for number in numbers],
-        samples=sizes,
-        bytes=sizes * scale.image_bytes,
-        sha256=[sums.randbytes(32).hex() for _ in numbers],
-        index_bytes=sizes * ROW.itemsize,
-        index_crc32=sizes,
-        labels=np.tile([0, 999], (scale.shards, 1)),
-        classes=[],
-    )
-    write_manifest(manifest)
+    columns = {
+        "urls": [f"train-{number:06d}.tar" for number in numbers],
+        "samples": sizes,
+        "bytes": sizes * scale.image_bytes,
+        "sha256": [sums.randbytes(32).hex() for _ in numbers],
+        "index_bytes": sizes * ROW.itemsize,
+        "index_crc32": sizes,
+        "label_min": np.zeros_like(sizes),
+        "label_max": np.full_like(sizes, 999),
+    }
+    write_manifest(from_columns(location, columns, classes=[]))
 
 
 def _start_here(location: str, scale: Scale) -> dict[str, float]:

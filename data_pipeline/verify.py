@@ -24,6 +24,15 @@ from data_pipeline.shardlist import download, sha256
 from data_pipeline.stream import Shards
 
 MEND = "copy it anew, or write a new manifest with `vitscale data index`"
+COLUMNS = {
+    "samples": "number of samples",
+    "bytes": "size",
+    "sha256": "SHA-256",
+    "index_bytes": "size of the index",
+    "index_crc32": "CRC-32 of the index",
+    "label_min": "lowest label",
+    "label_max": "highest label",
+}
 COMPARED = ("offset", "size", "lead", "span", "label")  # of the index and the tar; the CRC-32 follows, image by image
 
 
@@ -112,7 +121,7 @@ def check_shard(manifest: Manifest, checks: Checks, number: int) -> Report:
     with report.noting(), _on_disk(manifest.shard(number)) as path:
         _check_columns({"bytes": path.stat().st_size, "sha256": sha256(path)}, manifest, number, report)
         with report.noting():
-            unlabelled = (manifest.labels[number] == NO_LABEL).all()
+            unlabelled = manifest.label_min[number] == manifest.label_max[number] == NO_LABEL
             labels = Labels("none" if unlabelled else checks.label, manifest.classes)
             scanned = Listing(*decode_index(encode_index(scan(path, labels, report.shard)), report.shard))
         if listed and scanned:
@@ -138,17 +147,8 @@ def _on_disk(shard: str) -> Iterator[Path]:
 
 def _check_columns(found: dict[str, Any], manifest: Manifest, number: int, report: Report) -> None:
     """What was found against the columns of the manifest."""
-    columns: dict[str, tuple[str, Any]] = {
-        "samples": ("number of samples", manifest.samples),
-        "bytes": ("size", manifest.bytes),
-        "sha256": ("SHA-256", manifest.sha256),
-        "index_bytes": ("size of the index", manifest.index_bytes),
-        "index_crc32": ("CRC-32 of the index", manifest.index_crc32),
-        "label_min": ("lowest label", manifest.labels[:, 0]),
-        "label_max": ("highest label", manifest.labels[:, 1]),
-    }
-    stated = {name: (columns[name][0], columns[name][1][number]) for name in found}
-    differing = [f"{title} ({found[name]} for {value})" for name, (title, value) in stated.items() if found[name] != value]
+    stated = {name: getattr(manifest, name)[number] for name in found}
+    differing = [f"{COLUMNS[name]} ({value} for {stated[name]})" for name, value in found.items() if value != stated[name]]
     if differing:
         report.add(f"differs from its {', '.join(differing)} in the manifest; {MEND}")
 

@@ -65,7 +65,8 @@ def list_tars(shards: Sequence[Path], manifest: Path, rule: str = "auto") -> Man
             sha256=[f"{zlib.crc32(shard.read_bytes()):064x}" for shard in shards],
             index_bytes=np.array([Path(index_beside(str(shard))).stat().st_size for shard in shards]),
             index_crc32=np.array([zlib.crc32(Path(index_beside(str(shard))).read_bytes()) for shard in shards]),
-            labels=np.array([[min(labels), max(labels)] for labels in found_labels]),
+            label_min=np.array([min(labels) for labels in found_labels]),
+            label_max=np.array([max(labels) for labels in found_labels]),
             classes=[],
         )
     )

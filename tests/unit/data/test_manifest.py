@@ -115,6 +115,7 @@ def document(**changes: object) -> dict:
         document(samples=["many"]),
         document(samples=[None]),
         document(samples=[10**30]),
+        document(label_max=[10**30]),
         document(samples=1),
         document(bytes=None),
         document(urls=[], **{name: [] for name in ONE}),

@@ -212,7 +212,7 @@ def test_a_set_without_labels_is_whole_unless_classes_are_asked_for(tmp_path):
         ("bytes", [1, 1, 1], "size (10240 for 1)"),
         ("sha256", ["0", "0", "0"], "SHA-256"),
         ("index_bytes", [1, 1, 1], "size of the index"),
-        ("labels", [[0, 1], [0, 0], [0, 2]], "highest label (2 for 1)"),
+        ("label_max", [1, 0, 2], "highest label (2 for 1)"),
     ],
 )
 def test_a_manifest_that_says_otherwise_is_named(whole, column, value, said):
