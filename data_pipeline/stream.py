@@ -78,12 +78,19 @@ class Shards:
 
     def load(self, samples: np.ndarray) -> "Loaded":
         """What is needed to use these samples, with as few reads as there are shards among them."""
+        return Loaded(self, [self._with_images(part) for part in self._parts(samples)])
+
+    def keys(self, samples: Sequence[int] | np.ndarray) -> dict[int, str]:
+        """The keys of these samples by number, and of those between them: two reads for each shard among them."""
+        return Loaded(self, list(self._parts(samples))).keys()
+
+    def _parts(self, samples: Sequence[int] | np.ndarray) -> Iterator["_Part"]:
         ordered = np.sort(samples)
         shards = np.searchsorted(self.ends, ordered, side="right")
-        parts = np.split(ordered, np.flatnonzero(np.diff(shards)) + 1)
-        return Loaded(self, [self._load_part(int(part[0]), int(part[-1]) + 1) for part in parts])
+        for part in np.split(ordered, np.flatnonzero(np.diff(shards)) + 1):
+            yield self._part(int(part[0]), int(part[-1]) + 1)
 
-    def _load_part(self, first: int, end: int) -> "_Part":
+    def _part(self, first: int, end: int) -> "_Part":
         place = self.place(first)
         span = rows_range(place.row, place.row + end - first)
         rows = np.frombuffer(self.read_bytes(place, *span, index=True), ROW)
@@ -94,11 +101,13 @@ class Shards:
                 f"{place.manifest.index(place.shard)}: its rows {place.row} to {place.row + end - first} point outside of "
                 f"{place.url}; the index is damaged: copy it anew, or make it anew with `vitscale data index`"
             )
-        url = place.url
-        if not storage.is_remote(url):  # images are read one by one, when they are used: the kernel keeps the block
-            storage.will_need(url, begin, stop)
-            return _Part(first, place, url, rows.tolist(), 0, None)
-        return _Part(first, place, url, rows.tolist(), begin, self.read_bytes(place, begin, stop))
+        return _Part(first, place, place.url, rows.tolist(), begin, stop)
+
+    def _with_images(self, part: "_Part") -> "_Part":
+        if storage.is_remote(part.url):
+            return part._replace(images=self.read_bytes(part.place, part.begin, part.stop))
+        storage.will_need(part.url, part.begin, part.stop)  # read one by one, when they are used: the kernel keeps the block
+        return part
 
     def read_bytes(self, place: Place, start: int, end: int, index: bool = False) -> bytes:
         """Bytes of a shard, or of its index, by way of the cache."""
@@ -118,10 +127,7 @@ class Shards:
 
     def key(self, sample: int) -> str:
         """The key of a sample: its members' name up to the first dot."""
-        place = self.place(sample)
-        index = place.manifest.index(place.shard)
-        row = np.frombuffer(storage.read(index, *rows_range(place.row, place.row + 1)), ROW)[0]
-        return storage.read(index, int(row["key_offset"]), int(row["key_offset"]) + int(row["key_size"])).decode()
+        return self.keys([sample])[sample]
 
 
 class _Part(NamedTuple):
@@ -131,8 +137,15 @@ class _Part(NamedTuple):
     place: Place  # of the first sample
     url: str
     rows: list[tuple[int, ...]]  # the fields of ROW; a tuple is read many times faster than a row of numpy
-    begin: int  # of `data` in the shard
-    data: bytes | None  # None: read from the disk when used
+    begin: int  # of the samples in the shard
+    stop: int
+    images: bytes | None = None  # the shard from begin to stop; None: read from the disk when used
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes of the shard."""
+        if self.images is None:
+            return storage.read(self.url, start, end)
+        return self.images[start - self.begin : end - self.begin]
 
 
 class Loaded:
@@ -149,7 +162,7 @@ class Loaded:
     def image(self, sample: int) -> tuple[bytes, int]:
         """The encoded image, checked against the index, and its label."""
         part, (offset, size, checksum, label, *_) = self._find(sample)
-        image = _bytes(part, offset, offset + size)
+        image = part.read(offset, offset + size)
         if crc32(image) != checksum:
             raise BadSampleError(
                 "its bytes differ from the index (CRC-32); the shard is damaged or was rebuilt: copy it anew, or write a new "
@@ -160,7 +173,7 @@ class Loaded:
     def members(self, sample: int) -> dict[str, bytes]:
         """All files of the sample by extension, as they lie in the tar."""
         part, (offset, *_, lead, span) = self._find(sample)
-        return unpack(_bytes(part, offset - lead, offset - lead + span))
+        return unpack(part.read(offset - lead, offset - lead + span))
 
     def keys(self) -> dict[int, str]:
         """The key of every sample by its number; a read for each shard among them."""
@@ -177,12 +190,6 @@ class Loaded:
             if 0 <= sample - part.first < len(part.rows):
                 return part, part.rows[sample - part.first]
         raise AssertionError(f"sample {sample} was not loaded")
-
-
-def _bytes(part: _Part, start: int, end: int) -> bytes:
-    if part.data is None:
-        return storage.read(part.url, start, end)
-    return part.data[start - part.begin : end - part.begin]
 
 
 class Step(NamedTuple):
@@ -235,6 +242,18 @@ def planned(shards: Shards, order: Order, lanes: tuple[int, int], start: int, st
                 keys.update(loaded.keys())
             url = shards.place(sample).url
             yield {"__key__": keys.pop(sample), "__url__": url, "__epoch__": epoch, **loaded.members(sample)}
+
+
+def list_steps(
+    shards: Shards, order: Order, lanes: tuple[int, int], numbers: range
+) -> Iterator[tuple[int, list[tuple[int, int, str]]]]:
+    """(step, (epoch, sample, key) of its slots in order) of lanes [first, end): from the indexes alone."""
+    with ThreadPoolExecutor(READ_THREADS, "keys") as pool:
+        view = order.view(*lanes, opened=lambda samples: pool.submit(shards.keys, samples))
+        for step in numbers:
+            epochs, samples = (column.tolist() for column in view.step(step))
+            keys = [block.result()[sample] for block, sample in zip(view.handles, samples, strict=True)]
+            yield step, list(zip(epochs, samples, keys, strict=True))
 
 
 def where(shards: Shards, sample: int) -> str:

@@ -99,8 +99,8 @@ def default_block() -> int:
 def run_data_order(args: argparse.Namespace) -> int:
     """Which samples form which step, on which rank (bad ones that a run replaced are in its data_ledger.jsonl)."""
     from data_pipeline.errors import DataError
-    from data_pipeline.listing import list_steps
-    from data_pipeline.stream import Shards
+    from data_pipeline.remote import shown
+    from data_pipeline.stream import Shards, list_steps
 
     manifests, order = _order(args)
     if args.rank is not None and not 0 <= args.rank < args.ranks:
@@ -108,13 +108,14 @@ def run_data_order(args: argparse.Namespace) -> int:
     ranks = range(args.ranks) if args.rank is None else range(args.rank, args.rank + 1)
     lanes = order.lanes // args.ranks
     size = lanes * order.per_lane
-    for step, slots in list_steps(Shards(manifests), order, (ranks[0] * lanes, ranks[-1] * lanes + lanes), args.steps):
+    shards = Shards(manifests)
+    for step, slots in list_steps(shards, order, (ranks[0] * lanes, ranks[-1] * lanes + lanes), args.steps):
         if args.json:
-            keys = [slot.key for slot in slots]
+            keys = [key for _, _, key in slots]
             print(json.dumps({"step": step, "ranks": [keys[i : i + size] for i in range(0, len(keys), size)]}))
             continue
-        for number, slot in enumerate(slots):
-            print(f"step {step}  rank {ranks[number // size]}  epoch {slot.epoch}  {slot.shard}  {slot.key}")
+        for slot, (epoch, sample, key) in enumerate(slots):
+            print(f"step {step}  rank {ranks[slot // size]}  epoch {epoch}  {shown(shards.place(sample).url)}  {key}")
     return 0
 
 

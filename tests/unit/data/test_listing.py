@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from sharding import write_shards
 
-from data_pipeline.listing import list_samples
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
 from vitscale import cli
@@ -103,8 +102,8 @@ def test_defaults_are_those_of_a_recipe(data, manifests):
 
 @pytest.mark.parametrize("samples", [[0], [36, 0], [24, 25], [8, 3, 19], range(37)])
 def test_samples_are_listed_by_number(manifests, samples):
-    found = list_samples(Shards(manifests), samples)
-    assert {sample: key for sample, (_, key) in found.items()} == {sample: KEYS[sample] for sample in samples}
+    found = Shards(manifests).keys(samples)
+    assert {sample: found[sample] for sample in samples} == {sample: KEYS[sample] for sample in samples}
 
 
 @pytest.mark.parametrize(
