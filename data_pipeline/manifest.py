@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from isal.isal_zlib import crc32
 from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
@@ -17,7 +18,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.index import HEADER_BYTES, num_rows
 
 CHECK_THREADS = 16
-REMOTE_CHECKS = 64  # shards that are looked at before a start when they are remote, where each look is a request
+CLOSE_CHECKS = 64  # shards whose whole index is read before a start, and all that are looked at when they are remote
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,23 @@ class Manifest:
         return index_beside(self.shard(number))
 
     def check(self) -> None:
-        """Shards and indexes are there, with the size and the number of samples stated here. Of remote ones, some."""
-        numbers: Iterable[int] = range(len(self.urls))
-        if storage.is_remote(self.shard(0)):
-            numbers = np.unique(np.linspace(0, len(self.urls) - 1, REMOTE_CHECKS).astype(int)).tolist()
+        """Shards and indexes are there, with the size and the number of samples stated here. Of remote ones, some.
+
+        Some indexes are read whole: another `data index` of the same shards leaves others of the same size, with its labels.
+        """
+        close = set(np.linspace(0, len(self.urls) - 1, CLOSE_CHECKS).astype(int).tolist())
+        numbers: Iterable[int] = sorted(close) if storage.is_remote(self.shard(0)) else range(len(self.urls))
         with ThreadPoolExecutor(CHECK_THREADS, "check") as pool:
-            for _ in pool.map(self._check_shard, numbers):
+            for _ in pool.map(lambda number: self._check_shard(number, number in close), numbers):
                 pass
 
-    def _check_shard(self, number: int) -> None:
+    def _check_shard(self, number: int, close: bool) -> None:
         rebuild = "build or copy it anew, or write a new manifest with `vitscale data index`"
         shard, index = self.shard(number), self.index(number)
         try:
             sizes = [(shard, storage.size(shard), self.bytes[number]), (index, storage.size(index), self.index_bytes[number])]
-            rows = num_rows(storage.read(index, 0, HEADER_BYTES), index)
+            content = storage.read_all(index) if close else storage.read(index, 0, HEADER_BYTES)
+            rows = num_rows(content[:HEADER_BYTES], index)
         except DataError as error:
             raise DataError(f"{self.location}: shard {self.urls[number]}: {error}; {rebuild}") from error
         for url, found, stated in sizes:
@@ -81,6 +85,11 @@ class Manifest:
                 raise DataError(f"{self.location}: {url} has {found} bytes, the manifest says {stated}; {rebuild}")
         if rows != self.samples[number]:
             raise DataError(f"{self.location}: {index} has {rows} samples, the manifest says {self.samples[number]}; {rebuild}")
+        if close and crc32(content) != self.index_crc32[number]:
+            raise DataError(
+                f"{self.location}: {index} is not the index that it lists (CRC-32), so labels may be others; it is damaged, or "
+                f"was written anew, perhaps with another --label; {rebuild}"
+            )
 
     def check_classes(self, expected: Sequence[str], whose: str) -> None:
         """Label 3 means the same here and there; sets without names are trusted."""

@@ -178,6 +178,17 @@ def test_a_damaged_index_is_an_error(copied):
         copied.check()
 
 
+def test_an_index_that_was_written_anew_with_other_labels_is_an_error(write_tar, tmp_path):
+    members = [(f"{n}.{kind}", content) for n in range(3) for kind, content in (("jpg", b""), ("json", b'{"a": 0, "b": 1}'))]
+    shard = write_tar("shard.tar", members)
+    first = list_shards([shard], tmp_path / "a.json", rule="json:a")
+    first.check()
+    second = list_shards([shard], tmp_path / "b.json", rule="json:b")
+    second.check()
+    with pytest.raises(DataError, match=r"a.json: .*shard.idx is not the index that it lists"):
+        first.check()
+
+
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_another_number_of_classes_is_an_error(train, num_classes):
     with pytest.raises(DataError, match=rf"{train.location}: 3 classes, but model.num_classes is {num_classes}"):
