@@ -27,7 +27,7 @@ from data_pipeline import storage
 from data_pipeline.collection import Collection, Item, merge, with_unique_keys
 from data_pipeline.draw import Purpose, permutation
 from data_pipeline.encode import Encoded, Encoding, encode
-from data_pipeline.errors import DataError
+from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.labels import Labels
 from data_pipeline.manifest import Manifest, index_beside, read_manifest
 from data_pipeline.pool import in_processes
@@ -161,7 +161,7 @@ def _growth(images: list[Item], encoding: Encoding) -> float:
         try:
             after += len(encode(content, extension, encoding).content) + sum(map(len, others.values()))
             before += images[i].num_bytes
-        except ValueError:  # said when its shard is written
+        except BadSampleError:  # said when its shard is written
             continue
     return after / before if before else 1.0
 
@@ -222,7 +222,7 @@ def _write_tar(
                 content, extension, others = image.read()
                 try:
                     encoded = encode(content, extension, encoding)
-                except ValueError as error:
+                except BadSampleError as error:
                     if not skip_bad:
                         raise DataError(
                             f"{image.name}: cannot be decoded ({error}); mend or remove it, or give --skip-bad"

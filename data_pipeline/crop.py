@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data_pipeline.decode import Box
+from data_pipeline.box import Box
 from data_pipeline.draw import Draw
 
 PAD = 4  # pixels reflected on every side before a simple crop

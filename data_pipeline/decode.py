@@ -8,6 +8,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from data_pipeline import jpeg
 from data_pipeline.box import Box
+from data_pipeline.errors import BadSampleError
 
 MAX_PIXELS = 178_956_970  # where Pillow refuses what it opens, as a decompression bomb
 PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where it may stand, also behind the pixels
@@ -17,7 +18,7 @@ CODES_LEFT = "extraneous bytes before marker 0xd9"  # libjpeg reports its first 
 
 
 def size(image: bytes) -> tuple[int, int]:
-    """(width, height) of what `decode` gives, from the header. Raises ValueError for no image, or too large a one."""
+    """(width, height) of what `decode` gives, from the header. BadSampleError: no image, or too large a one."""
     try:
         header = jpeg.read_header(image)
         if header and not header.app1:
@@ -26,7 +27,7 @@ def size(image: bytes) -> tuple[int, int]:
             width, height = opened.size
             return (height, width) if _orientation(opened, image) in (5, 6, 7, 8) else (width, height)
     except Exception as error:
-        raise ValueError(f"not a readable image ({error})") from error
+        raise BadSampleError(f"not a readable image ({error})") from error
 
 
 def decode(image: bytes, box: Box | None = None) -> np.ndarray:
@@ -37,7 +38,7 @@ def decode(image: bytes, box: Box | None = None) -> np.ndarray:
     (jpeg.py). Of animations the first frame; alpha is dropped, so transparent pixels have the colour that is stored; of 16
     bits the upper 8 are kept.
 
-    Raises ValueError for what is not an image, or has more than MAX_PIXELS. A crop says nothing of damage outside of it,
+    BadSampleError: it is no image, or has more than MAX_PIXELS. A crop says nothing of damage outside of it,
     except that the image ends too early.
     """
     try:
@@ -48,7 +49,7 @@ def decode(image: bytes, box: Box | None = None) -> np.ndarray:
         with Image.open(io.BytesIO(image)) as opened:
             return _part(np.array(to_rgb(opened)), box)
     except Exception as error:  # for broken bytes Pillow also raises SyntaxError, struct.error, DecompressionBombError, ...
-        raise ValueError(f"not a readable image ({error})") from error
+        raise BadSampleError(f"not a readable image ({error})") from error
 
 
 def _decode_jpeg(image: bytes, header: jpeg.Header, box: Box | None) -> np.ndarray:

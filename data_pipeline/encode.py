@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
 
 
 def encode(image: bytes, extension: str, encoding: Encoding) -> Encoded:
-    """Decode it whole, as proof that it can be, and encode it anew where needed. ValueError: it cannot be decoded.
+    """Decode it whole, as proof that it can be, and encode it anew where needed. BadSampleError: it cannot be decoded.
 
     Needed where it is too large, and where not every reader has it right: CMYK JPEGs, other formats than JPEG, PNG and WebP.
     It becomes an upright 4:2:0 JPEG with restart markers, made smaller by Pillow's antialiased bicubic filter.

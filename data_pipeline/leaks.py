@@ -108,7 +108,7 @@ def _digest(image: bytes, pixels: bool) -> bytes:
         try:
             decoded = decode(image)
             return hashlib.sha256(repr(decoded.shape).encode() + decoded.tobytes()).digest()
-        except ValueError:  # cannot be decoded: equal to what has the same bytes
+        except BadSampleError:  # cannot be decoded: equal to what has the same bytes
             pass
     return hashlib.sha256(image).digest()
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,6 @@ from data_pipeline.stream import PREFETCH_STEPS, Loaded, Shards, steps, where
 from data_pipeline.views import EvalConfig, View, eval_view, train_crop, train_view
 
 GROUP = 8  # slots decoded, then resized: each library's code and tables stay in the cache; 8 % faster than one by one
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ def train_loader(
     def decode_one(block: Loaded, epoch: int, number: int) -> Sample:
         image, label = usable(block, number, num_classes)
         draw = Draw(seed, Purpose.AUGMENT, epoch, number)
-        crop = readable(lambda: train_crop(image, config, draw))
+        crop = train_crop(image, config, draw)
         return Sample(lambda: train_view(crop, size, config, draw), label)
 
     def decode_usable(block: Loaded, epoch: int, sample: int) -> Sample:
@@ -194,14 +192,6 @@ def usable(block: Loaded, sample: int, num_classes: int) -> tuple[bytes, int]:
     return image, label
 
 
-def readable(decoded: Callable[[], T]) -> T:
-    """What is made of an image's bytes."""
-    try:
-        return decoded()
-    except ValueError as error:
-        raise BadSampleError(str(error)) from error
-
-
 def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_classes: int, layout: Layout) -> Loader:
     """Every sample exactly once over all ranks, in order; all ranks take equally many equal batches, padded with weight 0.
 
@@ -211,7 +201,7 @@ def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_c
     def decode_or_fail(block: Loaded, _epoch: int, sample: int) -> Sample:
         try:
             image, label = usable(block, sample, num_classes)
-            pixels = readable(lambda: decode(image))
+            pixels = decode(image)
         except BadSampleError as error:
             raise DataError(f"{where(shards, sample)}: {error}; evaluation needs every image: mend the shard") from error
         return Sample(lambda: View(eval_view(pixels, size, config.eval_crop, config.interpolation)), label)
@@ -230,11 +220,3 @@ def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_c
 
 def _padded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
-
-
-def preview(shards: Shards, sample: int, epoch: int, config: DataConfig, size: int, seed: int) -> np.ndarray:
-    """HWC uint8: a training image as the model will see it, before normalising, erasing and mixing."""
-    image, _ = shards.load(np.array([sample])).image(sample)
-    draw = Draw(seed, Purpose.AUGMENT, epoch, sample)
-    view = train_view(readable(lambda: train_crop(image, config, draw)), size, config, draw)
-    return view.pixels_HWC[:, ::-1] if view.flip else view.pixels_HWC

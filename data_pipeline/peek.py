@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from data_pipeline.columns import READ_THREADS
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import decode
-from data_pipeline.errors import DataError
+from data_pipeline.draw import Draw, Purpose
+from data_pipeline.errors import BadSampleError
 from data_pipeline.order import Slots
 from data_pipeline.stats import class_name
 from data_pipeline.stream import Shards
@@ -45,21 +46,23 @@ def pictures(shards: Shards, slots: Slots, training: Training | None) -> list[Pi
 
 
 def _picture(shards: Shards, epoch: int, sample: int, training: Training | None) -> Picture:
-    key, pixels = shards.key(sample), None
+    block, pixels = shards.load(np.array([sample])), None
     try:
-        _, image, label = shards.read(sample)
+        image, label = block.image(sample)
         caption = class_name(label, shards.place(sample).manifest.classes)
-        if training:
-            from data_pipeline.loader import preview  # torch takes its time
-
-            pixels = preview(shards, sample, epoch, *training)
-        else:
-            pixels = decode(image)
-    except ValueError as error:
-        if type(error) is DataError:  # the shard cannot be read, not this image
-            raise
+        pixels = preview(image, epoch, sample, training) if training else decode(image)
+    except BadSampleError as error:
         caption = f"damaged: {error}"
-    return Picture(pixels, caption, key)
+    return Picture(pixels, caption, block.keys()[sample])
+
+
+def preview(image: bytes, epoch: int, sample: int, training: Training) -> np.ndarray:
+    """HWC uint8: an encoded image as the model will see it, before normalising, erasing and mixing."""
+    from data_pipeline.views import train_crop, train_view  # torch takes its time
+
+    draw = Draw(training.seed, Purpose.AUGMENT, epoch, sample)
+    view = train_view(train_crop(image, training.config, draw), training.size, training.config, draw)
+    return view.pixels_HWC[:, ::-1] if view.flip else view.pixels_HWC
 
 
 def contact_sheet(pictures: Sequence[Picture], size: int) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipeline.columns import READ_THREADS, read_columns
 from data_pipeline.decode import size
+from data_pipeline.errors import DataError
 from data_pipeline.jpeg import has_restarts
 from data_pipeline.labels import NO_LABEL
 from data_pipeline.manifest import Manifest
@@ -82,7 +83,7 @@ def sampled_stats(manifest: Manifest, num_sampled: int, seed: int) -> dict[str, 
         try:
             image, _ = block.image(sample)
             return Look(*size(image), format_of(image), has_restarts(image))
-        except ValueError:
+        except DataError:
             return None
 
     samples = np.random.default_rng(seed).choice(len(shards), min(num_sampled, len(shards)), replace=False)

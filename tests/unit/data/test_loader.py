@@ -18,9 +18,10 @@ from sharding import list_tars, write_shards, write_tar
 from data_pipeline.bad_samples import check_fraction
 from data_pipeline.config import AugmentConfig, BadSamplesConfig, DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.loader import Batch, Layout, Loader, eval_loader, preview, train_loader
+from data_pipeline.loader import Batch, Layout, Loader, eval_loader, train_loader
 from data_pipeline.manifest import Manifest
 from data_pipeline.order import Order
+from data_pipeline.peek import Training, preview
 from data_pipeline.stream import Shards, resident_samples
 
 GLOBAL_BATCH, LANES, SIZE, STEPS, NUM_CLASSES = 16, 8, 16, 5, 3
@@ -341,4 +342,5 @@ def test_a_preview_is_what_the_model_gets(train):
     for slot, (epoch, sample) in enumerate(zip(*(column.tolist() for column in batch.slots), strict=True)):
         shown = batch.images_BHWC[slot].numpy()
         shown = shown[:, ::-1] if batch.flip_B[slot] else shown
-        assert np.array_equal(preview(shards, sample, epoch, cfg, SIZE, 0), shown)
+        image = shards.read(sample).image
+        assert np.array_equal(preview(image, epoch, sample, Training(cfg, SIZE, 0)), shown)
