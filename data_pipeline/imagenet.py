@@ -17,7 +17,7 @@ from data_pipeline import storage
 from data_pipeline.collection import Collection, Item
 from data_pipeline.encode import REENCODED
 from data_pipeline.errors import DataError
-from data_pipeline.index import IMAGE_EXTENSIONS
+from data_pipeline.index import IMAGE_EXTENSIONS, headers
 
 EXTENSIONS = (*IMAGE_EXTENSIONS, *REENCODED)
 SYNSET = re.compile(r"n\d{8}")
@@ -88,16 +88,5 @@ def _images(path: Path, file: IO[bytes], name: str, base: int) -> list[Item]:
 
 
 def _files(file: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Every regular file of an uncompressed tar, by its headers alone."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:", errors="replace") as tar:
-            for info in tar:
-                if info.isreg() and not info.issparse():
-                    yield tar, info
-                tar.members = []  # type: ignore[attr-defined]  # or it keeps every header
-            file.seek(tar.offset)
-            end = file.read(tarfile.BLOCKSIZE)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{name}: not a readable tar ({error}); copy it anew, and gunzip it if it is compressed") from error
-    if end != bytes(tarfile.BLOCKSIZE):
-        raise DataError(f"{name}: no end-of-archive block at byte {tar.offset}; it is truncated or damaged, copy it anew")
+    """Every regular file of a tar, by its headers alone."""
+    return ((tar, info) for tar, info in headers(file, name) if info.isreg() and not info.issparse())

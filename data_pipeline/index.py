@@ -7,11 +7,12 @@ its number, so the rows of a block of samples are one ranged read.
 import io
 import itertools
 import operator
+import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -23,6 +24,7 @@ MAGIC = b"VSINDEX2"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 PICKLE_EXTENSIONS = ("pyd", "pkl", "pickle", "pth", "pt")  # loading one runs code that stands in it
 HEADER_BYTES = 16
+END_BYTES = 2 * tarfile.BLOCKSIZE  # zeros that end a tar
 ROW = np.dtype(
     [
         ("offset", "<u8"),  # of the image's bytes in the tar
@@ -86,19 +88,32 @@ def _entry(key: str, group: list[Member], labels: Labels, name: str) -> Entry:
 
 def members(shard: Path, name: str) -> Iterator[Member]:
     """Every file of a tar. Errors for what is no shard: links, devices, names that point outside, pickles, a missing end."""
+    with shard.open("rb") as file:
+        for _, info in headers(file, name):
+            if not info.isdir():
+                yield _member(file, info, name)
+
+
+def headers(file: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The headers of an uncompressed tar. DataError: it is none, or is cut off or damaged."""
     try:
-        with tarfile.open(shard, "r:", errors="replace") as tar:
+        with tarfile.open(fileobj=file, mode="r:", errors="replace") as tar:
             for info in tar:
-                if info.isdir():
-                    continue
-                yield _member(tar, info, name)
+                yield tar, info
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps every header
-            _check_end(shard, tar.offset, name)
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{name}: not a readable tar ({error}); build it anew or remove it from the manifest") from error
+        raise DataError(
+            f"{name}: not a readable tar ({error}); build or copy it anew, gunzip it if it is compressed, or leave it out"
+        ) from error
+    # A tar cut at a 512-byte boundary, or with a damaged header, reads like a shorter one; only what follows tells.
+    file.seek(tar.offset)
+    if file.read(END_BYTES) != bytes(END_BYTES) or any(map(any, iter(lambda: file.read(1 << 20), b""))):
+        raise DataError(
+            f"{name}: no end-of-archive blocks at byte {tar.offset}; the tar is truncated or damaged, build or copy it anew"
+        )
 
 
-def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> Member:
+def _member(shard: IO[bytes], info: tarfile.TarInfo, name: str) -> Member:
     if not info.isreg() or info.issparse():  # a sparse file's bytes do not lie there as they are
         raise DataError(f"{name}: member {info.name!r} is not a regular file; shards hold files only")
     if info.name.startswith("/") or ".." in info.name.split("/"):
@@ -106,12 +121,10 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> Member:
     key, extension = split_name(info.name)
     if extension in PICKLE_EXTENSIONS:
         raise DataError(f"{name}: member {info.name!r} is a pickle, which runs code when loaded; build the shard without it")
-    file = tar.extractfile(info)
-    assert file is not None
-    content = file.read()
-    if len(content) != info.size:
+    if info.offset_data + info.size > os.fstat(shard.fileno()).st_size:
         raise DataError(f"{name}: ends inside member {info.name!r}; the tar is truncated, build it anew")
-    return Member(key, extension, info.offset, info.offset_data, content)
+    shard.seek(info.offset_data)
+    return Member(key, extension, info.offset, info.offset_data, shard.read(info.size))
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -131,17 +144,6 @@ def unpack(span: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(span), errors="replace") as tar:
         files = [(split_name(info.name), tar.extractfile(info)) for info in tar if info.isreg()]
         return {extension: file.read() for (key, extension), file in files if file and is_part(key, extension)}
-
-
-def _check_end(shard: Path, end: int, name: str) -> None:
-    """A tar cut at a 512-byte boundary, or with a damaged header, reads like a shorter one; only what follows tells."""
-    with shard.open("rb") as file:
-        file.seek(end)
-        rest = file.read()
-    if len(rest) < 1024 or any(rest):
-        raise DataError(
-            f"{name}: no end-of-archive blocks at byte {end}; the tar is truncated or damaged, build or copy it anew"
-        )
 
 
 def encode_index(entries: Iterable[Entry]) -> bytes:
