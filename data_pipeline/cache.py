@@ -64,6 +64,12 @@ class Cache:
         places = ((number * CHUNK_BYTES, chunk) for number, chunk in chunks.items() if chunk)
         return b"".join(chunk[max(start - first, 0) : end - first] for first, chunk in places)
 
+    def forget(self, name: str, start: int, end: int) -> None:
+        """Remove the chunks of the bytes [start, end): they hold, as they came, something else than the object."""
+        for number in range(start // CHUNK_BYTES, -(-end // CHUNK_BYTES)):
+            with contextlib.suppress(OSError):  # never stored, or evicted
+                self._path(name, number).unlink()
+
     def _fetch(self, name: str, size: int, gap: list[int], fetch: Callable[[int, int], bytes]) -> dict[int, memoryview | None]:
         start = gap[0] * CHUNK_BYTES
         content = memoryview(fetch(start, start + sum(_length(size, number) for number in gap)))

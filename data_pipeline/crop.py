@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from data_pipeline.box import Box
 from data_pipeline.draw import Draw
 
+LONGEST = 64  # times the short side, of an image that is resized by it: a line of one pixel would become gigabytes
 PAD = 4  # pixels reflected on every side before a simple crop
 
 
@@ -38,11 +39,19 @@ def resize(image_HWC: np.ndarray, height: int, width: int, interpolation: str) -
     return resized_BCHW[0].permute(1, 2, 0).numpy()
 
 
+def middle(image_HWC: np.ndarray) -> np.ndarray:
+    """The image; of one longer than LONGEST times its short side the middle."""
+    limit = LONGEST * min(image_HWC.shape[:2])
+    y, x = (max(0, length - limit) // 2 for length in image_HWC.shape[:2])
+    return image_HWC[y : y + limit, x : x + limit]
+
+
 def simple_crop(image_HWC: np.ndarray, size: int, interpolation: str, draw: Draw) -> np.ndarray:
     """The short side resized to `size`, PAD pixels reflected on every side, a crop of size x size anywhere: HWC uint8.
 
     Source: Touvron et al. 2022, "DeiT III", section 3.
     """
+    image_HWC = middle(image_HWC)
     height, width, _ = image_HWC.shape
     short = min(height, width)
     resized = resize(np.ascontiguousarray(image_HWC), size * height // short, size * width // short, interpolation)

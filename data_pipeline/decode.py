@@ -11,6 +11,7 @@ from data_pipeline.box import Box
 from data_pipeline.errors import BadSampleError
 
 MAX_PIXELS = 178_956_970  # where Pillow refuses what it opens, as a decompression bomb
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not all of Pillow: EPS, for one, is a program that it runs
 PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where it may stand, also behind the pixels
 # Grey, 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1, 4:4:1: all that libjpeg-turbo's simple interface takes.
 TURBO_SAMPLING = {b"\x11", *(bytes((luma, 0x11, 0x11)) for luma in (0x11, 0x21, 0x22, 0x12, 0x41, 0x14))}
@@ -23,7 +24,7 @@ def size(image: bytes) -> tuple[int, int]:
         header = jpeg.read_header(image)
         if header and not header.app1:
             return _allowed(header.width, header.height)
-        with Image.open(io.BytesIO(image)) as opened:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             width, height = opened.size
             return (height, width) if _orientation(opened, image) in (5, 6, 7, 8) else (width, height)
     except Exception as error:
@@ -46,7 +47,7 @@ def decode(image: bytes, box: Box | None = None) -> np.ndarray:
         if header and header.sampling in TURBO_SAMPLING and not (header.app1 and _to_be_turned(image)):
             _allowed(header.width, header.height)
             return _decode_jpeg(image, header, box)
-        with Image.open(io.BytesIO(image)) as opened:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             return _part(np.array(to_rgb(opened)), box)
     except Exception as error:  # for broken bytes Pillow also raises SyntaxError, struct.error, DecompressionBombError, ...
         raise BadSampleError(f"not a readable image ({error})") from error
@@ -86,7 +87,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_be_turned(image: bytes) -> bool:
-    with Image.open(io.BytesIO(image)) as opened:
+    with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
         return _orientation(opened, image) in range(2, 9)
 
 

@@ -120,6 +120,12 @@ class Shards:
             name, size = f"{name}-{manifest.index_crc32[shard]:08x}.idx", int(manifest.index_bytes[shard])
         return self._cache.read(name, size, start, end, lambda a, b: storage.read(url, a, b))
 
+    def read_again(self, place: Place, start: int, end: int) -> bytes:
+        """Bytes of a shard whose checksum was wrong, from where they come from and not from the cache."""
+        if self._cache:
+            self._cache.forget(place.manifest.sha256[place.shard], start, end)
+        return self.read_bytes(place, start, end)
+
     def read(self, sample: int) -> RawSample:
         """One sample by its number; its bytes are checked against the index."""
         image, label = self.load(np.array([sample])).image(sample)
@@ -163,6 +169,8 @@ class Loaded:
         """The encoded image, checked against the index, and its label."""
         part, (offset, size, checksum, label, *_) = self._find(sample)
         image = part.read(offset, offset + size)
+        if crc32(image) != checksum and part.images is not None:  # damaged on its way or in the cache is no bad sample
+            image = self.shards.read_again(part.place, offset, offset + size)
         if crc32(image) != checksum:
             raise BadSampleError(
                 "its bytes differ from the index (CRC-32); the shard is damaged or was rebuilt: copy it anew, or write a new "

@@ -7,7 +7,7 @@ import numpy as np
 from data_pipeline import decode
 from data_pipeline.augment import augment
 from data_pipeline.config import DataConfig
-from data_pipeline.crop import crop_box, resize, simple_crop
+from data_pipeline.crop import crop_box, middle, resize, simple_crop
 from data_pipeline.draw import Draw
 from data_pipeline.erasing import erase_box
 
@@ -54,6 +54,7 @@ class EvalConfig(Protocol):
 
 def eval_view(image_HWC: np.ndarray, size: int, eval_crop: float, interpolation: str) -> np.ndarray:
     """The short side resized to size / eval_crop, then the centre of size x size."""
+    image_HWC = middle(image_HWC)
     height, width, _ = image_HWC.shape
     scale = round(size / eval_crop) / min(height, width)
     height, width = max(size, round(height * scale)), max(size, round(width * scale))

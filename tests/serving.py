@@ -30,7 +30,8 @@ AWS_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
 @dataclass
 class Faults:
     """What a server does wrong, one per request in order: an HTTP status ("503"), "drop" the connection amid the body, "hang"
-    until the client leaves, "whole" file in spite of Range, "short" by one byte, "slow" by 0.2 s. Then it behaves."""
+    until the client leaves, "whole" file in spite of Range, "short" by one byte, "flip" every bit, "slow" by 0.2 s. Then it
+    behaves."""
 
     coming: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)  # seen: "HEAD", "GET bytes=0-9"
@@ -65,7 +66,16 @@ class Faulty:
             first, last = headers[b"range"].decode().removeprefix("bytes=").split("-")
             headers[b"range"] = f"bytes={first}-{int(last) - 1}".encode()
         scope = {**scope, "headers": list(headers.items())}
-        return await self.app(scope, receive, self._dropping(send) if fault == "drop" else send)
+        changed = {"drop": self._dropping, "flip": self._flipping}
+        return await self.app(scope, receive, changed[fault](send) if fault in changed else send)
+
+    def _flipping(self, send: Send) -> Send:
+        async def send_flipped(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": bytes(byte ^ 0xFF for byte in message["body"])}
+            await send(message)
+
+        return send_flipped
 
     def _dropping(self, send: Send) -> Send:
         async def send_half(message: Message) -> None:

@@ -249,6 +249,7 @@ GARBAGE = [
     b"hello" * 100,
     b"RIFF0000WEBP",
     bytes(1000),
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n",  # a program, which Pillow would run
 ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 from PIL import Image
-from serving import http_server
+from serving import Faults, http_server
 from sharding import list_tars, write_shards
 
 from data_pipeline import stream
@@ -215,6 +215,23 @@ def test_a_block_of_a_remote_shard_is_one_read_of_the_index_and_one_of_the_shard
         assert across.members(50) == local.load(np.array([50])).members(50)
     used = sum(end - start for name, start, end in shards.reads if name.endswith(".tar"))
     assert used < sum(len(local.read(s).image) + 4 * 512 + 512 for s in range(28, 53))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_was_damaged_on_its_way_is_read_again(tmp_path, cached):
+    write_shards(tmp_path / "server", [10])
+    faults = Faults()
+    with http_server(tmp_path / "server", faults) as url:
+        remote = read_manifest(f"{url}/k.json")
+        expected = Shards(remote).read(3)
+        shards = Shards(remote, Cache(tmp_path / "cache", 1 << 26) if cached else None)
+        faults.coming = ["", "flip"]  # the index, the images
+        assert shards.read(3) == expected
+        assert faults.coming == []
+        assert shards.read(3) == expected
+        seen = len(faults.requests)
+        shards.load(np.array([3])).image(3)
+        assert len(faults.requests) - seen == (0 if cached else 2)  # the cache holds what came the second time
 
 
 def test_with_a_cache_nothing_is_fetched_twice(tmp_path):
