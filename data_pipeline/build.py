@@ -49,15 +49,10 @@ class Work(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A shard that was written, and what `encode` did with its images."""
+    """A shard that was written."""
 
     row: Row
-    kept: int
-    marked: int
-    reencoded: int
-    mean_width: float
-    mean_height: float
-    labels: int  # different ones
+    statistics: dict[str, float]  # of its images, and of what `encode` did with them
     skipped: list[dict[str, str]]
 
 
@@ -198,7 +193,7 @@ def write_shard(work: Work, encoding: Encoding, skip_bad: bool) -> Done:
         ) from None
     finally:
         partial_tar.unlink(missing_ok=True)
-    done = Done(row._replace(url=str(work.path)), *_statistics(written), skipped)
+    done = Done(row._replace(url=str(work.path)), _statistics(written), skipped)
     storage.write(str(note), json.dumps({**done._asdict(), "row": row._asdict()}).encode())
     return done
 
@@ -238,13 +233,16 @@ def _write_tar(
     return written, skipped
 
 
-def _statistics(written: list[tuple[Item, Encoded]]) -> tuple[int, int, int, float, float, int]:
-    """The fields of `Done` from `kept` to `labels`."""
+def _statistics(written: list[tuple[Item, Encoded]]) -> dict[str, float]:
     changes = Counter(encoded.change for _, encoded in written)
     sides = np.array([(encoded.width, encoded.height) for _, encoded in written] or [(0, 0)])
     width, height = sides.mean(axis=0).round(1).tolist()
-    labels = len({image.label for image, _ in written})
-    return changes["kept"], changes["marked"], changes["reencoded"], width, height, labels
+    return {
+        **{change: changes[change] for change in ("kept", "marked", "reencoded")},
+        "mean_width": width,
+        "mean_height": height,
+        "labels": len({image.label for image, _ in written}),  # different ones
+    }
 
 
 def _list_split(path: Path, shards: Sequence[Done], classes: list[str], built: dict[str, str]) -> None:
@@ -252,14 +250,14 @@ def _list_split(path: Path, shards: Sequence[Done], classes: list[str], built: d
     rows = [done.row for done in shards if done.row.samples]
     if not rows:
         raise DataError(f"{path}: every image was left out, see --skip-bad; the first: {shards[0].skipped[0]}")
+    lines = [
+        {"shard": Path(row.url).name, "images": row.samples, "bytes": row.bytes, **statistics, "skipped": len(skipped)}
+        for row, statistics, skipped in shards
+    ]
     table = io.StringIO()
-    columns = ("kept", "marked", "reencoded", "mean_width", "mean_height", "labels")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["shard", "images", "bytes", *columns, "skipped"])
-    for done in shards:
-        name = Path(done.row.url).name
-        values = [getattr(done, column) for column in columns]
-        writer.writerow([name, done.row.samples, done.row.bytes, *values, len(done.skipped)])
+    writer = csv.DictWriter(table, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     storage.write(f"{path}.shards.csv", table.getvalue().encode())
     if skipped := [image for done in shards for image in done.skipped]:
         storage.write(f"{path}.skipped.jsonl", "".join(f"{json.dumps(image)}\n" for image in skipped).encode())

@@ -6,7 +6,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -91,23 +92,27 @@ def list_rows(
 
 
 def index_shard(task: Task, labels: Labels) -> Row:
-    """Read a shard once, a remote one through a temporary file, and write its index."""
-    if not storage.is_remote(task.url):
-        return _index_file(Path(task.url), task, labels)
-    with tempfile.NamedTemporaryFile() as file:
-        download(task.url, file)
-        return _index_file(Path(file.name), task, labels)
-
-
-def _index_file(path: Path, task: Task, labels: Labels) -> Row:
-    if not path.is_file():
-        raise DataError(f"{shown(task.url)}: no such shard")
-    entries = list(scan(path, labels, shown(task.url)))
-    index = encode_index(entries)
-    storage.write(task.destination, index)
-    found = [entry.label for entry in entries] or [0]
-    size, checksum = path.stat().st_size, sha256(path)
+    """Read a shard once and write its index."""
+    with local_copy(task.url) as path:
+        entries = list(scan(path, labels, shown(task.url)))
+        index = encode_index(entries)
+        storage.write(task.destination, index)
+        found = [entry.label for entry in entries] or [0]
+        size, checksum = path.stat().st_size, sha256(path)
     return Row(task.url, len(entries), size, checksum, len(index), crc32(index), min(found), max(found))
+
+
+@contextmanager
+def local_copy(shard: str) -> Iterator[Path]:
+    """A shard as a local file; a remote one is copied for as long as it is needed."""
+    if storage.is_remote(shard):
+        with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+            download(shard, file)
+            yield Path(file.name)
+    elif storage.exists(shard):
+        yield storage.local_path(shard)
+    else:
+        raise DataError(f"{shard}: no such shard; check the path, or copy the file anew")
 
 
 def download(url: str, file: IO[bytes]) -> None:
@@ -131,12 +136,14 @@ def expand(patterns: Sequence[str]) -> list[str]:
             names.append(pattern)
             continue
         if not len(names) + _num_names(pattern) <= MAX_SHARDS:
-            raise DataError(f"{pattern}: stands for more than {MAX_SHARDS:,} names; list fewer shards, of about 1 GB each")
+            raise DataError(
+                f"{shown(pattern)}: stands for more than {MAX_SHARDS:,} names; list fewer shards, of about 1 GB each"
+            )
         try:
             names += braceexpand(pattern)
         except ValueError:
             raise DataError(
-                f"{pattern}: its braces are not balanced; write {{000..146}}, and \\{{ for a brace that is part of a name"
+                f"{shown(pattern)}: its braces are not balanced; write {{000..146}}, and \\{{ for a brace that is part of a name"
             ) from None
     return names
 

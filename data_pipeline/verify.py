@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from data_pipeline.labels import NO_LABEL, Labels
 from data_pipeline.manifest import Manifest, read_manifest
 from data_pipeline.pool import in_processes
 from data_pipeline.remote import shown
-from data_pipeline.shardlist import download, sha256
+from data_pipeline.shardlist import local_copy, sha256
 from data_pipeline.stream import Shards
 
 MEND = "copy it anew, or write a new manifest with `vitscale data index`"
@@ -118,7 +117,7 @@ def check_shard(manifest: Manifest, checks: Checks, number: int) -> Report:
         content = storage.read_all(index)
         listed = Listing(*decode_index(content, shown(index)))
         _check_listing(listed, content, manifest, number, checks, report)
-    with report.noting(), _on_disk(manifest.shard(number)) as path:
+    with report.noting(), local_copy(manifest.shard(number)) as path:
         _check_columns({"bytes": path.stat().st_size, "sha256": sha256(path)}, manifest, number, report)
         with report.noting():
             unlabelled = manifest.label_min[number] == manifest.label_max[number] == NO_LABEL
@@ -131,18 +130,6 @@ def check_shard(manifest: Manifest, checks: Checks, number: int) -> Report:
         if listing := listed or scanned:
             _check_images(path, listing, checks.quick, report)
     return report
-
-
-@contextmanager
-def _on_disk(shard: str) -> Iterator[Path]:
-    """The shard as a local file; a remote one is copied for as long as it is needed."""
-    storage.size(shard)  # or the error that says what to do
-    if not storage.is_remote(shard):
-        yield storage.local_path(shard)
-        return
-    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
-        download(shard, file)
-        yield Path(file.name)
 
 
 def _check_columns(found: dict[str, Any], manifest: Manifest, number: int, report: Report) -> None:
@@ -207,7 +194,7 @@ def hash_keys(keys: Sequence[str]) -> np.ndarray:
 
 def repeated_keys(manifest: Manifest, hashes: np.ndarray) -> Report:
     """Keys that an earlier sample has, found by 64-bit hashes and confirmed by the keys themselves."""
-    shards, report = Shards(manifest), Report(manifest.location)
+    shards, report = Shards(manifest), Report(manifest.name)
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     again = np.flatnonzero(ordered[1:] == ordered[:-1])

@@ -180,7 +180,7 @@ def test_what_is_missing_is_named_and_the_rest_is_checked(whole):
     change(whole.shard(2), jpeg(3), jpeg(3)[:-20] + b"\0" * 20)
     found = problems(whole)
     assert [line.partition(":")[0] for line in found] == ["0.tar", "1.tar", "2.tar", "2.tar"]
-    assert "No such file" in found[0] and "1.idx" in found[1] and "sample a7" in found[3]
+    assert "no such shard" in found[0] and "1.idx" in found[1] and "sample a7" in found[3]
 
 
 def test_labels_that_are_no_class_are_named(whole):
