@@ -9,6 +9,7 @@ import numpy as np
 from data_pipeline.config import BadSamplesConfig
 from data_pipeline.draw import Purpose, words
 from data_pipeline.errors import BadSampleError, DataError
+from data_pipeline.remote import shown
 from data_pipeline.stream import Loaded, Shards, where
 
 SETTLED = 10_000  # images seen before the fraction of bad ones means something
@@ -59,7 +60,9 @@ class BadSamples:
             except BadSampleError:
                 self._note(other)
                 continue
-            return made, Skip(epoch, self.shards.key(sample), self.shards.place(sample).url, reason, self.shards.key(other))
+            return made, Skip(
+                epoch, self.shards.key(sample), shown(self.shards.place(sample).url), reason, self.shards.key(other)
+            )
         raise DataError(
             f"{where(self.shards, sample)}: {reason}; and none of {self.config.max_run} other images drawn in its place can be "
             "used; look at the shards with `vitscale data verify`"

@@ -37,6 +37,6 @@ def read_rows(manifest: Manifest, number: int) -> np.ndarray:
     content = storage.read(index, 0, rows_range(0, count)[1])
     if (found := num_rows(content[:HEADER_BYTES], shown(index))) != count:
         raise DataError(
-            f"{shown(index)}: {found} samples, but {manifest.location} says {count}; write both anew with `vitscale data index`"
+            f"{shown(index)}: {found} samples, but {manifest.name} says {count}; write both anew with `vitscale data index`"
         )
     return np.frombuffer(content, ROW, offset=HEADER_BYTES)

@@ -16,6 +16,7 @@ from data_pipeline import storage
 from data_pipeline.config import Section
 from data_pipeline.errors import DataError
 from data_pipeline.index import HEADER_BYTES, num_rows
+from data_pipeline.remote import shown
 
 CHECK_THREADS = 16
 CLOSE_CHECKS = 64  # shards whose whole index is read before a start, and all that are looked at when they are remote
@@ -37,6 +38,11 @@ class Manifest:
     classes: Sequence[str]
     index_dir: str = ""  # folder of the indexes 000000.idx, ...; "" = beside each shard
     built: Mapping[str, str] = field(default_factory=dict)  # what `data build` made it from; {} = listed, not built
+
+    @property
+    def name(self) -> str:
+        """Its location as it may be printed: urls may hold credentials."""
+        return shown(self.location)
 
     @property
     def num_samples(self) -> int:
@@ -77,18 +83,20 @@ class Manifest:
         try:
             sizes = [(shard, storage.size(shard), self.bytes[number]), (index, storage.size(index), self.index_bytes[number])]
             content = storage.read_all(index) if close else storage.read(index, 0, HEADER_BYTES)
-            rows = num_rows(content[:HEADER_BYTES], index)
+            rows = num_rows(content[:HEADER_BYTES], shown(index))
         except DataError as error:
-            raise DataError(f"{self.location}: shard {self.urls[number]}: {error}; {rebuild}") from error
+            raise DataError(f"{self.name}: shard {shown(self.urls[number])}: {error}; {rebuild}") from error
         for url, found, stated in sizes:
             if found != stated:
-                raise DataError(f"{self.location}: {url} has {found} bytes, the manifest says {stated}; {rebuild}")
+                raise DataError(f"{self.name}: {shown(url)} has {found} bytes, the manifest says {stated}; {rebuild}")
         if rows != self.samples[number]:
-            raise DataError(f"{self.location}: {index} has {rows} samples, the manifest says {self.samples[number]}; {rebuild}")
+            raise DataError(
+                f"{self.name}: {shown(index)} has {rows} samples, the manifest says {self.samples[number]}; {rebuild}"
+            )
         if close and crc32(content) != self.index_crc32[number]:
             raise DataError(
-                f"{self.location}: {index} is not the index that it lists (CRC-32), so labels may be others; it is damaged, or "
-                f"was written anew, perhaps with another --label; {rebuild}"
+                f"{self.name}: {shown(index)} is not the index that it lists (CRC-32), so labels may be others; it is "
+                f"damaged, or was written anew, perhaps with another --label; {rebuild}"
             )
 
     def check_classes(self, expected: Sequence[str], whose: str) -> None:
@@ -96,7 +104,7 @@ class Manifest:
         if expected and self.classes and list(expected) != list(self.classes):
             other = next((pair for pair in zip(self.classes, expected, strict=False) if pair[0] != pair[1]), ("more", "fewer"))
             raise DataError(
-                f"{self.location}: its classes are not those of {whose} (first difference: {other[0]!r} here, {other[1]!r} "
+                f"{self.name}: its classes are not those of {whose} (first difference: {other[0]!r} here, {other[1]!r} "
                 "there); labels would mean different things; rebuild it with the same class folders"
             )
 
@@ -104,13 +112,13 @@ class Manifest:
         """The class list and every label fit a head of `num_classes`; with `replace_bad` some labels may not."""
         if self.classes and len(self.classes) != num_classes:
             raise DataError(
-                f"{self.location}: {len(self.classes)} classes, but model.num_classes is {num_classes}; make them equal"
+                f"{self.name}: {len(self.classes)} classes, but model.num_classes is {num_classes}; make them equal"
             )
         wrong = (self.label_min < 0) | (self.label_max >= num_classes)
         if wrong.any() and not replace_bad:
             number = int(wrong.argmax())
             raise DataError(
-                f"{self.shard(number)}: labels {self.label_min[number]}..{self.label_max[number]} (-1 = none), but "
+                f"{shown(self.shard(number))}: labels {self.label_min[number]}..{self.label_max[number]} (-1 = none), but "
                 f"model.num_classes {num_classes} allows 0..{num_classes - 1}; raise model.num_classes, rebuild the shards, or "
                 "set data.bad_samples.policy=replace"
             )
@@ -172,13 +180,15 @@ def read_manifest(location: str) -> Manifest:
         content = _File.model_validate(from_json(storage.read_all(location)))  # model_validate_json would hold it twice
     except DataError as error:
         raise DataError(
-            f"{location}: no manifest to read ({error}); write it with `vitscale data build` or `vitscale data index`"
+            f"{shown(location)}: no manifest to read ({error}); write it with `vitscale data build` or `vitscale data index`"
         ) from None
     except ValueError as error:
-        raise DataError(f"{location}: not a manifest ({_said(error)}); write it anew with `vitscale data index`") from None
+        raise DataError(
+            f"{shown(location)}: not a manifest ({_said(error)}); write it anew with `vitscale data index`"
+        ) from None
     columns = dict(content.shards)
     if len(set(map(len, columns.values()))) != 1 or not sum(columns["samples"]):
-        raise DataError(f"{location}: its columns must be equally long and list at least one sample; write it anew")
+        raise DataError(f"{shown(location)}: its columns must be equally long and list at least one sample; write it anew")
     return from_columns(location, columns, classes=content.classes, index_dir=content.index_dir, built=content.built)
 
 

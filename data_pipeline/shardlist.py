@@ -143,7 +143,8 @@ def expand(patterns: Sequence[str]) -> list[str]:
             names += braceexpand(pattern)
         except ValueError:
             raise DataError(
-                f"{shown(pattern)}: its braces are not balanced; write {{000..146}}, and \\{{ for a brace that is part of a name"
+                f"{shown(pattern)}: its braces are not balanced; write {{000..146}}, and \\{{ for a brace that is part "
+                "of a name"
             ) from None
     return names
 

@@ -22,7 +22,7 @@ def stats(manifest: Manifest, num_sampled: int, seed: int) -> dict[str, Any]:
     """Everything as JSON has it. Holds 16 bytes per sample."""
     columns = read_columns(manifest, "size", "label")
     return {
-        "manifest": manifest.location,
+        "manifest": manifest.name,
         "images": manifest.num_samples,
         "shards": len(manifest.urls),
         "bytes": int(manifest.bytes.sum()),

@@ -18,6 +18,7 @@ from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.index import ROW, rows_range, unpack
 from data_pipeline.manifest import Manifest
 from data_pipeline.order import Order, Slots
+from data_pipeline.remote import shown
 
 READ_THREADS = 16  # reads under way at a time
 MAX_READ_AHEAD_STEPS = 8
@@ -98,8 +99,8 @@ class Shards:
         stop = int((rows["offset"] - rows["lead"] + rows["span"]).max())
         if not 0 <= begin <= stop <= place.manifest.bytes[place.shard]:
             raise DataError(
-                f"{place.manifest.index(place.shard)}: its rows {place.row} to {place.row + end - first} point outside of "
-                f"{place.url}; the index is damaged: copy it anew, or make it anew with `vitscale data index`"
+                f"{shown(place.manifest.index(place.shard))}: its rows {place.row} to {place.row + end - first} point "
+                f"outside of {shown(place.url)}; the index is damaged: copy it anew, or make it anew with `vitscale data index`"
             )
         return _Part(first, place, place.url, rows.tolist(), begin, stop)
 
@@ -270,4 +271,4 @@ def where(shards: Shards, sample: int) -> str:
         key = shards.key(sample)
     except DataError:
         key = f"number {sample}"
-    return f"{shards.place(sample).url}: sample {key}"
+    return f"{shown(shards.place(sample).url)}: sample {key}"

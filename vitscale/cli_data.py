@@ -147,7 +147,7 @@ def run_data_build(args: argparse.Namespace) -> int:
         )
     for manifest in manifests.values():
         images, shards, classes_ = manifest.num_samples, len(manifest.urls), len(manifest.classes)
-        print(f"{manifest.location}: {images:,} images in {shards} shards, {classes_} classes")
+        print(f"{manifest.name}: {images:,} images in {shards} shards, {classes_} classes")
     return 0
 
 
@@ -159,7 +159,7 @@ def run_data_index(args: argparse.Namespace) -> int:
 
     classes = read_classes(args.classes) if args.classes else []
     manifest = list_shards(expand(args.shards), args.out, classes, args.label, args.workers or default_workers())
-    print(f"{manifest.location}: {manifest.num_samples:,} images in {len(manifest.urls)} shards")
+    print(f"{manifest.name}: {manifest.num_samples:,} images in {len(manifest.urls)} shards")
     return 0
 
 

@@ -64,8 +64,8 @@ def run_data_verify(args: argparse.Namespace) -> int:
                 print(json.dumps(problem._asdict()) if args.json else problem, file=sys.stdout if args.json else sys.stderr)
             found += len(report.problems)
         images, shards = manifest.num_samples, len(manifest.urls)
-        counts = {"manifest": manifest.location, "images": images, "shards": shards, "problems": found}
-        text = f"{manifest.location}: {images:,} images in {shards} shards, {found} problems"
+        counts = {"manifest": manifest.name, "images": images, "shards": shards, "problems": found}
+        text = f"{manifest.name}: {images:,} images in {shards} shards, {found} problems"
         print(json.dumps(counts) if args.json else text)
         total += found
     return 1 if total else 0
@@ -163,7 +163,7 @@ def run_data_leaks(args: argparse.Namespace) -> int:
             sides = (f"{side.shard}: sample {side.key} (label {side.label})" for side in (leak.a, leak.b))
             print(" = ".join(sides) + (f" and {leak.times - 1} more" if leak.times > 1 else ""))
     by = "pixels" if args.pixels else "bytes"
-    counts = {"a": a.location, "b": b.location, "compared": by, "images": a.num_samples, "in_b": found}
+    counts = {"a": a.name, "b": b.name, "compared": by, "images": a.num_samples, "in_b": found}
     text = "{a}: {in_b:,} of {images:,} images are in {b}, compared by {compared}; altered copies would not be seen"
     print(json.dumps(counts) if args.json else text.format(**counts))
     return 1 if found else 0

@@ -67,7 +67,7 @@ def check_source(source: SourceConfig, key: str, cfg: RunConfig) -> Manifest:
     manifest = read_manifest(source.manifest)
     if source.samples and source.samples != manifest.num_samples:
         raise DataError(
-            f"{key}.samples: the recipe says {source.samples}, {manifest.location} has {manifest.num_samples}; correct the "
+            f"{key}.samples: the recipe says {source.samples}, {manifest.name} has {manifest.num_samples}; correct the "
             "recipe, or build the missing shards"
         )
     manifest.check()

@@ -16,6 +16,7 @@ from sharding import write_shards
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, index_beside, read_manifest, write_manifest
 from data_pipeline.shardlist import list_shards
+from data_pipeline.stream import Shards, where
 
 
 def rewrite(manifest: Manifest, **columns: list) -> None:
@@ -237,6 +238,22 @@ def test_remote_shards_are_looked_at_by_sample(tmp_path):
         Path(manifest.shard(199)).unlink()  # the first, the last and some between are asked for
         with pytest.raises(DataError, match=r"k-199.tar: does not exist on the server"):
             remote.check()
+
+
+def test_errors_hold_no_credentials_of_urls(tmp_path):
+    write_shards(tmp_path, [3])
+    (tmp_path / "broken.json").write_text("{")
+    with http_server(tmp_path) as server:
+        url = server.replace("://", "://me:secret@")
+        remote = read_manifest(f"{url}/k.json?sign=secret")
+        columns = {name: getattr(remote, name) + 1 for name in ("samples", "bytes", "index_bytes", "index_crc32")}
+        checks = [dataclasses.replace(remote, **{name: changed}).check for name, changed in columns.items()]
+        checks += [lambda name=name: read_manifest(f"{url}/{name}?sign=secret") for name in ("none.json", "broken.json")]
+        for check in (*checks, lambda: remote.check_labels(1)):
+            with pytest.raises(DataError, match=server) as error:
+                check()
+            assert "secret" not in str(error.value)
+        assert where(Shards(remote), 2) == f"{server}/k-000.tar: sample k2"
 
 
 def test_an_index_may_lie_elsewhere(tmp_path):
