@@ -3,13 +3,13 @@
 Rates are images per core-second: for functions, CPU seconds of one thread; for whole loaders, seconds times cores.
 """
 
-import functools
 import io
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,17 +69,17 @@ def bench(num_images: int = 512, rounds: int = ROUNDS, threads: int | None = Non
     with tempfile.TemporaryDirectory() as folder:
         plain, restart = (make(Path(folder) / str(blocks), num_images, blocks) for blocks in (0, RESTART_BLOCKS))
         entries: dict[str, Callable[[], float]] = {
-            "decode_crop": functools.partial(one_core, decode.decode, plain, resized),
-            "decode_crop_restart": functools.partial(one_core, decode.decode, restart, resized),
-            "entropy_decode": functools.partial(one_core, entropy_only, plain),
-            "entropy_decode_restart": functools.partial(one_core, entropy_only_of_cut, restart),
-            "pil": functools.partial(one_core, pil, plain),
-            "loader": functools.partial(all_cores, our_loader, plain, cores),
-            "loader_restart": functools.partial(all_cores, our_loader, restart, cores),
-            "webdataset_pil": functools.partial(all_cores, webdataset_floats, plain, cores),
-            "webdataset_pil_uint8": functools.partial(all_cores, webdataset_loader, plain, cores),
-            "index_reader": functools.partial(one_core_of, our_reader, plain),
-            "webdataset_reader": functools.partial(one_core_of, webdataset_reader, plain),
+            "decode_crop": partial(one_core, decode.decode, plain, resized),
+            "decode_crop_restart": partial(one_core, decode.decode, restart, resized),
+            "entropy_decode": partial(one_core, entropy_only, plain),
+            "entropy_decode_restart": partial(one_core, entropy_only_of_cut, restart),
+            "pil": partial(one_core, pil, plain),
+            "loader": partial(all_cores, our_loader, plain, cores),
+            "loader_restart": partial(all_cores, our_loader, restart, cores),
+            "webdataset_pil": partial(all_cores, partial(webdataset_loader, normalised_by_pil), plain, cores),
+            "webdataset_pil_uint8": partial(all_cores, partial(webdataset_loader, random_crop_by_pil), plain, cores),
+            "index_reader": partial(one_core_of, our_reader, plain),
+            "webdataset_reader": partial(one_core_of, webdataset_reader, plain),
         }
         measured = [{name: rate() for name, rate in entries.items()} for _ in range(rounds)]
     return {name: statistics.median(rates[name] for rates in measured) for name in entries}
@@ -170,19 +170,6 @@ def our_loader(kind: Kind, threads: int) -> Iterator[int]:
         yield len(batch.labels_B)
 
 
-def webdataset_loader(kind: Kind, workers: int, transform: Callable[[bytes], torch.Tensor] | None = None) -> Iterator[int]:
-    """The usual way: webdataset, PIL, a process per core."""
-    urls = [kind.manifest.shard(number) for number in range(len(kind.manifest.urls))] * 3
-    stages = (wds.SimpleShardList(urls), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(100))
-    dataset = wds.DataPipeline(*stages, wds.to_tuple("jpg", "cls"), wds.map_tuple(transform or random_crop_by_pil, int))
-    for _, labels in torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers):
-        yield len(labels)
-
-
-def webdataset_floats(kind: Kind, workers: int) -> Iterator[int]:
-    return webdataset_loader(kind, workers, normalised_by_pil)
-
-
 def random_crop_by_pil(image: bytes) -> torch.Tensor:
     """HWC uint8."""
     box = crop_box(*PHOTO, AugmentConfig().crop_area, AugmentConfig().crop_ratio, Draw(0, Purpose.AUGMENT, len(image)))
@@ -194,6 +181,14 @@ def normalised_by_pil(image: bytes) -> torch.Tensor:
     return (random_crop_by_pil(image).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 
 
+def webdataset_loader(transform: Callable[[bytes], torch.Tensor], kind: Kind, workers: int) -> Iterator[int]:
+    """The usual way: webdataset, PIL, a process per core."""
+    stages = (wds.SimpleShardList(urls(kind) * 3), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(100))
+    dataset = wds.DataPipeline(*stages, wds.to_tuple("jpg", "cls"), wds.map_tuple(transform, int))
+    for _, labels in torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers):
+        yield len(labels)
+
+
 def our_reader(kind: Kind) -> Iterator[tuple[bytes, int]]:
     shards = Shards(kind.manifest)
     for start in range(0, len(shards), 64):
@@ -203,5 +198,8 @@ def our_reader(kind: Kind) -> Iterator[tuple[bytes, int]]:
 
 
 def webdataset_reader(kind: Kind) -> Iterator[dict]:
-    urls = [kind.manifest.shard(number) for number in range(len(kind.manifest.urls))]
-    yield from wds.DataPipeline(wds.SimpleShardList(urls), wds.tarfile_to_samples())
+    yield from wds.DataPipeline(wds.SimpleShardList(urls(kind)), wds.tarfile_to_samples())
+
+
+def urls(kind: Kind) -> list[str]:
+    return [kind.manifest.shard(number) for number in range(len(kind.manifest.urls))]

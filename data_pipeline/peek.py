@@ -86,15 +86,11 @@ def _place(sheet: Image.Image, picture: Picture, x: int, y: int, size: int) -> N
     else:
         image = Image.fromarray(picture.pixels_HWC)
         scale = size / max(image.size)
-        fitted = image.resize([max(1, round(side * scale)) for side in image.size], _filter(scale))
+        smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS  # enlarged pixels stay visible as such
+        fitted = image.resize([max(1, round(side * scale)) for side in image.size], smooth)
         sheet.paste(fitted, (x + (size - fitted.width) // 2, y + size - fitted.height))
     draw.text((x, y + size + 1), _fit(picture.label, font, size), INK, font)
     draw.text((x, y + size + 1 + LINE), _fit(picture.key, font, size), FAINT, font)
-
-
-def _filter(scale: float) -> Image.Resampling:
-    """Enlarged pixels stay visible as what they are."""
-    return Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
