@@ -35,14 +35,14 @@ class BadSamples:
         self._bad: set[int] = set()
         self._lock = threading.Lock()
 
-    def use(self, block: Loaded, epoch: int, sample: int, make: Callable[[Loaded, int], T]) -> tuple[T, Skip | None]:
-        """`make(block, sample)`, or, when that raises BadSampleError and the policy is to replace, of another sample.
+    def use(self, block: Loaded, epoch: int, sample: int, make: Callable[[Loaded, int, int], T]) -> tuple[T, Skip | None]:
+        """`make(block, epoch, sample)`, or, when that raises BadSampleError and the policy is to replace, of another sample.
 
         The candidates are drawn from the same source and follow from (seed, epoch, sample) alone, so they are the same on
         every layout. What could not be read is no bad sample: that error goes on.
         """
         try:
-            return make(block, sample), None
+            return make(block, epoch, sample), None
         except BadSampleError as error:
             if self.config.policy == "fail":
                 raise DataError(
@@ -50,13 +50,13 @@ class BadSamples:
                 ) from error
             return self._replace(epoch, sample, str(error), make)
 
-    def _replace(self, epoch: int, sample: int, reason: str, make: Callable[[Loaded, int], T]) -> tuple[T, Skip]:
+    def _replace(self, epoch: int, sample: int, reason: str, make: Callable[[Loaded, int, int], T]) -> tuple[T, Skip]:
         self._note(sample)
         first, count = self.shards.source_of(sample)
         for word in words(self.config.max_run, self.seed, Purpose.REPLACE, epoch, sample):
             other = first + int(word % count)
             try:
-                made = make(self.shards.load(np.array([other])), other)
+                made = make(self.shards.load(np.array([other])), epoch, other)
             except BadSampleError:
                 self._note(other)
                 continue

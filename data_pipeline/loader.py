@@ -164,14 +164,14 @@ def train_loader(
     mine = layout.rank * lanes, (layout.rank + 1) * lanes
     bad_samples = BadSamples(config.bad_samples, shards, seed)
 
-    def decode_one(block: Loaded, epoch: int, number: int) -> Sample:
-        image, label = usable(block, number, num_classes)
-        draw = Draw(seed, Purpose.AUGMENT, epoch, number)
+    def decode_one(block: Loaded, epoch: int, sample: int) -> Sample:
+        image, label = usable(block, sample, num_classes)
+        draw = Draw(seed, Purpose.AUGMENT, epoch, sample)
         crop = train_crop(image, config, draw)
         return Sample(lambda: train_view(crop, size, config, draw), label)
 
     def decode_usable(block: Loaded, epoch: int, sample: int) -> Sample:
-        found, skip = bad_samples.use(block, epoch, sample, lambda loaded, number: decode_one(loaded, epoch, number))
+        found, skip = bad_samples.use(block, epoch, sample, decode_one)
         return found._replace(skip=skip)
 
     def plans() -> Generator[Plan]:

@@ -17,7 +17,8 @@ class Ledger:
         self.path, self.config, self.world = path, config, world
         self._pending: list[dict] = []
         if world.is_main and path.exists():
-            kept = [line for line in path.read_text().splitlines(keepends=True) if _complete(line) and _step(line) <= step]
+            complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]  # a kill cuts
+            kept = [line for line in complete if json.loads(line)["step"] <= step]
             replace_text(path, "".join(kept))
 
     def note(self, step: int, skips: tuple[Skip, ...]) -> None:
@@ -34,11 +35,3 @@ class Ledger:
                 with self.path.open("a") as file:
                     file.writelines(json.dumps(line) + "\n" for line in lines)
                 check_fraction(self.config, state.skipped, state.samples)
-
-
-def _complete(line: str) -> bool:
-    return line.endswith("}\n")  # a kill may cut the last one
-
-
-def _step(line: str) -> int:
-    return json.loads(line)["step"]
