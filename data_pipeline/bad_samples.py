@@ -4,8 +4,6 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-
 from data_pipeline.config import BadSamplesConfig
 from data_pipeline.draw import Purpose, words
 from data_pipeline.errors import BadSampleError, DataError
@@ -56,7 +54,7 @@ class BadSamples:
         for word in words(self.config.max_run, self.seed, Purpose.REPLACE, epoch, sample):
             other = first + int(word % count)
             try:
-                made = make(self.shards.load(np.array([other])), epoch, other)
+                made = make(self.shards.load([other]), epoch, other)
             except BadSampleError:
                 self._note(other)
                 continue

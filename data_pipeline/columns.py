@@ -1,16 +1,14 @@
 """What the indexes say about every sample, as columns: a data set of 14 million images without reading one of them."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError
 from data_pipeline.index import HEADER_BYTES, ROW, num_rows, rows_range
 from data_pipeline.manifest import Manifest
+from data_pipeline.pool import in_threads
 from data_pipeline.remote import shown
 
-READ_THREADS = 16
 SHARDS_PER_TASK = 64
 
 
@@ -24,10 +22,7 @@ def read_columns(manifest: Manifest, *names: str) -> np.ndarray:
             rows = read_rows(manifest, number)
             columns[ends[number] - len(rows) : ends[number]] = rows[list(names)]
 
-    tasks = [range(len(ends))[start : start + SHARDS_PER_TASK] for start in range(0, len(ends), SHARDS_PER_TASK)]
-    with ThreadPoolExecutor(READ_THREADS, "columns") as pool:
-        for _ in pool.map(fill, tasks):
-            pass
+    in_threads(fill, [range(len(ends))[start : start + SHARDS_PER_TASK] for start in range(0, len(ends), SHARDS_PER_TASK)])
     return columns
 
 

@@ -7,18 +7,15 @@ show, which finds the same pixels in another container. Copies that were resized
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
-from data_pipeline.columns import READ_THREADS, read_columns
+from data_pipeline.columns import read_columns
 from data_pipeline.decode import decode
 from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.manifest import Manifest
-from data_pipeline.pool import default_workers
+from data_pipeline.pool import READ_THREADS, default_workers, in_threads
 from data_pipeline.remote import shown
 from data_pipeline.stream import Shards, where
 
@@ -59,9 +56,8 @@ def leaks(a: Manifest, b: Manifest, pixels: bool = False) -> Iterator[Leak]:
         return Leak(_found(shards_a, mine, ours), _found(shards_b, twin, theirs), int(ends[hit] - begins[hit]))
 
     hits = np.flatnonzero(ends > begins).tolist()
-    with ThreadPoolExecutor(READ_THREADS, "keys") as pool:
-        for start in range(0, len(hits), TASK):
-            yield from pool.map(leak, hits[start : start + TASK])
+    for start in range(0, len(hits), TASK):
+        yield from in_threads(leak, hits[start : start + TASK])
 
 
 def candidates(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,11 +91,7 @@ def _digests(shards: Shards, samples: np.ndarray, pixels: bool) -> np.ndarray:
                     raise DataError(f"{where(shards, int(samples[place]))}: {error}") from error
                 digests[place] = _digest(image, pixels)
 
-    tasks = range(0, len(samples), TASK)
-    with ThreadPoolExecutor(max(READ_THREADS, default_workers()), "digest") as pool:
-        done, console = pool.map(fill, tasks), Console(stderr=True)
-        for _ in track(done, "reading images", len(tasks), console=console, disable=not console.is_terminal):
-            pass
+    in_threads(fill, range(0, len(samples), TASK), max(READ_THREADS, default_workers()), "reading images")
     return digests
 
 

@@ -2,8 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -16,9 +15,9 @@ from data_pipeline import storage
 from data_pipeline.config import Section
 from data_pipeline.errors import DataError
 from data_pipeline.index import HEADER_BYTES, num_rows
+from data_pipeline.pool import in_threads
 from data_pipeline.remote import shown
 
-CHECK_THREADS = 16
 CLOSE_CHECKS = 64  # shards whose whole index is read before a start, and all that are looked at when they are remote
 
 
@@ -72,10 +71,8 @@ class Manifest:
         Some indexes are read whole: another `data index` of the same shards leaves others of the same size, with its labels.
         """
         close = set(np.linspace(0, len(self.urls) - 1, CLOSE_CHECKS).astype(int).tolist())
-        numbers: Iterable[int] = sorted(close) if storage.is_remote(self.shard(0)) else range(len(self.urls))
-        with ThreadPoolExecutor(CHECK_THREADS, "check") as pool:
-            for _ in pool.map(lambda number: self._check_shard(number, number in close), numbers):
-                pass
+        numbers: Sequence[int] = sorted(close) if storage.is_remote(self.shard(0)) else range(len(self.urls))
+        in_threads(lambda number: self._check_shard(number, number in close), numbers)
 
     def _check_shard(self, number: int, close: bool) -> None:
         rebuild = "build or copy it anew, or write a new manifest with `vitscale data index`"

@@ -3,18 +3,17 @@
 import io
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipeline.columns import READ_THREADS
 from data_pipeline.config import DataConfig
 from data_pipeline.decode import decode
 from data_pipeline.draw import Draw, Purpose
 from data_pipeline.errors import BadSampleError
 from data_pipeline.order import Slots
+from data_pipeline.pool import in_threads
 from data_pipeline.stats import class_name
 from data_pipeline.stream import Shards
 
@@ -40,13 +39,12 @@ class Training(NamedTuple):
 
 def pictures(shards: Shards, slots: Slots, training: Training | None) -> list[Picture]:
     """The samples as they are, or as a training sees them in their epochs: cropped, resized, augmented and flipped."""
-    with ThreadPoolExecutor(READ_THREADS, "peek") as pool:
-        columns = slots.epochs.tolist(), slots.samples.tolist()
-        return list(pool.map(lambda epoch, sample: _picture(shards, epoch, sample, training), *columns))
+    wanted = zip(slots.epochs.tolist(), slots.samples.tolist(), strict=True)
+    return in_threads(lambda slot: _picture(shards, *slot, training), list(wanted))
 
 
 def _picture(shards: Shards, epoch: int, sample: int, training: Training | None) -> Picture:
-    block, pixels = shards.load(np.array([sample])), None
+    block, pixels = shards.load([sample]), None
     try:
         image, label = block.image(sample)
         caption = class_name(label, shards.place(sample).manifest.classes)

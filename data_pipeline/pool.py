@@ -1,4 +1,4 @@
-"""One function over many tasks, in several processes."""
+"""One function over many tasks, in several processes or threads."""
 
 import multiprocessing
 import os
@@ -6,14 +6,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import track
-
 from data_pipeline.errors import DataError
+
+READ_THREADS = 16  # reads under way at a time
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -24,9 +23,24 @@ def in_processes(function: Callable[[Task], Result], tasks: Sequence[Task], work
 
     The first error ends all; so does a worker that dies.
     """
+    yield from _with_bar(_results(function, tasks, min(workers, len(tasks))), len(tasks), title)
+
+
+def in_threads(
+    function: Callable[[Task], Result], tasks: Sequence[Task], threads: int = READ_THREADS, title: str = ""
+) -> list[Result]:
+    """The results in the order of the tasks, for what waits or releases the lock; with a title there is a bar."""
+    with ThreadPoolExecutor(threads) as pool:
+        results = pool.map(function, tasks)
+        return list(_with_bar(results, len(tasks), title) if title else results)
+
+
+def _with_bar(results: Iterator[Result], count: int, title: str) -> Iterator[Result]:
+    from rich.console import Console
+    from rich.progress import track
+
     console = Console(stderr=True)
-    results = _results(function, tasks, min(workers, len(tasks)))
-    yield from track(results, title, len(tasks), console=console, disable=not console.is_terminal)
+    yield from track(results, title, count, console=console, disable=not console.is_terminal)
 
 
 def _results(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:

@@ -2,17 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.columns import READ_THREADS, read_columns
+from data_pipeline.columns import read_columns
 from data_pipeline.decode import size
 from data_pipeline.errors import DataError
 from data_pipeline.jpeg import has_restarts
 from data_pipeline.labels import NO_LABEL
 from data_pipeline.manifest import Manifest
+from data_pipeline.pool import in_threads
 from data_pipeline.stream import Shards
 
 MAGIC = {b"\xff\xd8": "jpeg", b"\x89PNG": "png", b"RIFF": "webp"}
@@ -79,7 +79,7 @@ def sampled_stats(manifest: Manifest, num_sampled: int, seed: int) -> dict[str, 
     shards = Shards(manifest)
 
     def look(sample: int) -> Look | None:
-        block = shards.load(np.array([sample]))
+        block = shards.load([sample])
         try:
             image, _ = block.image(sample)
             return Look(*size(image), format_of(image), has_restarts(image))
@@ -87,8 +87,7 @@ def sampled_stats(manifest: Manifest, num_sampled: int, seed: int) -> dict[str, 
             return None
 
     samples = np.random.default_rng(seed).choice(len(shards), min(num_sampled, len(shards)), replace=False)
-    with ThreadPoolExecutor(READ_THREADS, "look") as pool:
-        looks = [found for found in pool.map(look, np.sort(samples).tolist()) if found]
+    looks = [found for found in in_threads(look, np.sort(samples).tolist()) if found]
     return {
         "images": len(samples),
         "damaged": len(samples) - len(looks),

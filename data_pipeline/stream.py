@@ -18,9 +18,9 @@ from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.index import ROW, rows_range, unpack
 from data_pipeline.manifest import Manifest
 from data_pipeline.order import Order, Slots
+from data_pipeline.pool import READ_THREADS
 from data_pipeline.remote import shown
 
-READ_THREADS = 16  # reads under way at a time
 MAX_READ_AHEAD_STEPS = 8
 PREFETCH_STEPS = 2  # batches being decoded while one is used
 
@@ -77,7 +77,7 @@ class Shards:
         count = self.manifests[number].num_samples
         return int(ends[number]) - count, count
 
-    def load(self, samples: np.ndarray) -> "Loaded":
+    def load(self, samples: Sequence[int] | np.ndarray) -> "Loaded":
         """What is needed to use these samples, with as few reads as there are shards among them."""
         return Loaded(self, [self._with_images(part) for part in self._parts(samples)])
 
@@ -129,8 +129,9 @@ class Shards:
 
     def read(self, sample: int) -> RawSample:
         """One sample by its number; its bytes are checked against the index."""
-        image, label = self.load(np.array([sample])).image(sample)
-        return RawSample(self.key(sample), image, label)
+        block = self.load([sample])
+        image, label = block.image(sample)
+        return RawSample(block.keys()[sample], image, label)
 
     def key(self, sample: int) -> str:
         """The key of a sample: its members' name up to the first dot."""
