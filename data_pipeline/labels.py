@@ -53,6 +53,6 @@ def _value(content: bytes, field: str, where: str) -> str | int | None:
         return text
     try:
         value = json.loads(text).get(field)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise DataError(f"{where}: its .json is not a JSON object") from None
     return value if value is None or (isinstance(value, int) and not isinstance(value, bool)) else str(value)

@@ -125,19 +125,26 @@ def _extension(file: Path) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, row) of a listing."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        if path.suffix.lower() == ".csv":
-            reader = csv.DictReader(file)
-            yield from ((reader.line_num, row) for row in reader)
-            return
-        for line, text in enumerate(file, 1):
-            try:
-                row = json.loads(text)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{line}: not a JSON object; each line is one, with `path` and `label`")
-            yield line, row
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            if path.suffix.lower() == ".csv":
+                reader = csv.DictReader(file)
+                yield from ((reader.line_num, row) for row in reader)
+            else:
+                yield from ((line, _object(text, f"{path}:{line}")) for line, text in enumerate(file, 1) if text.strip())
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a listing that can be read ({error}); write it anew, in UTF-8") from None
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    """A line of JSON."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: not a JSON object; each line is one, with `path` and `label`")
+    return row
 
 
 def _labelled(images: list[Item], labels: list[str], classes: Sequence[str]) -> Collection:
@@ -165,12 +172,12 @@ def parquet(path: Path, reading: Reading) -> Collection:
             for batch in table.iter_batches(PARQUET_ROWS, columns=["image", "label"]):
                 for row in batch.to_pylist():
                     image, name = _image(row["image"])
-                    if not image or row["label"] is None:
+                    if not isinstance(image, bytes) or not image or row["label"] is None:
                         raise DataError(f"{path}: row {len(images)}: no bytes in `image`, or no label; leave it out")
                     key = Path(name).stem if name else f"{path.stem}-{len(images)}"
                     images.append(Item(key, "jpg", -1, spool.name, spool.tell(), spool.write(image)))
                     labels.append(str(row["label"]))
-    except ArrowException as error:
+    except (ArrowException, OSError) as error:
         raise DataError(f"{path}: not a parquet file that can be read ({error}); copy it anew") from None
     if names:
         return Collection([image._replace(label=int(label)) for image, label in zip(images, labels, strict=True)], names)
@@ -184,8 +191,11 @@ def _image(value: Any) -> tuple[bytes | None, str | None]:
 
 def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
     """What Hugging Face's `datasets` notes of a ClassLabel; empty: nothing."""
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return features.get("label", {}).get("names", [])
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return []
+    return names if isinstance(names, list) else []
 
 
 def tar(source: Source, reading: Reading) -> Collection:

@@ -81,7 +81,7 @@ def test_a_csv_with_class_names(gathered, images, tmp_path, png):
 
 def test_a_jsonl_with_numbers_and_keys(gathered, images, tmp_path, png):
     rows = [{"path": str(path), "label": 3 - number, "key": f"k{number}", "other": [1]} for number, path in enumerate(images)]
-    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     assert gathered(tmp_path / "list.jsonl") == ([(f"k{n}", 3 - n, png(n)) for n in range(4)], [])
 
 
@@ -106,6 +106,9 @@ def test_labels_that_are_class_names_though_they_look_like_numbers(gathered, ima
         ),
         ("l.jsonl", '{"path": "x.png", "label": 1}\n["x.png"]\n', r"l\.jsonl:2: not a JSON object"),
         ("l.jsonl", "path,label\n", r"l\.jsonl:1: not a JSON object"),
+        ("l.jsonl", "[" * 100_000, r"l\.jsonl:1: not a JSON object"),
+        ("l.csv", b"path,label\nx.png\xff,1\n", r"l\.csv: not a listing that can be read .*byte 0xff"),
+        ("l.csv", f'path,label\nx.png,"{"1" * 200_000}"\n', r"l\.csv: not a listing that can be read .*field larger"),
         ("l.txt", "x.png", r"l\.txt: a source is a folder of class folders"),
         ("l.tar.gz", "x.png", r"l\.tar\.gz: gunzip it first"),
         ("l.tar", "x.png", r"l\.tar: not a readable tar"),
@@ -113,7 +116,7 @@ def test_labels_that_are_class_names_though_they_look_like_numbers(gathered, ima
 )
 def test_a_listing_that_is_wrong_is_named_with_its_line(gathered, tmp_path, png, name, content, said):
     (tmp_path / "x.png").write_bytes(png(0))
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=said):
         gathered(tmp_path / name)
 
@@ -174,6 +177,18 @@ def test_parquet_without_what_is_needed(gathered, tmp_path):
     parquet.write_table(pa.table({"image": [b"x", None], "label": [1, 2]}), tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"b\.parquet: row 1: no bytes"):
         gathered(tmp_path / "b.parquet")
+    parquet.write_table(pa.table({"image": ["x"], "label": [1]}), tmp_path / "text.parquet")
+    with pytest.raises(DataError, match=r"text\.parquet: row 0: no bytes"):
+        gathered(tmp_path / "text.parquet")
+    for note in (b"no JSON", b"[1]", b'{"info": {"features": [1]}}', b'{"info": {"features": {"label": {"names": "ab"}}}}'):
+        table = pa.table({"image": [b"x"], "label": [1]}).replace_schema_metadata({b"huggingface": note})
+        parquet.write_table(table, tmp_path / "note.parquet")
+        assert [label for _, label, _ in gathered(tmp_path / "note.parquet")[0]] == [1]
+    content = bytearray((tmp_path / "b.parquet").read_bytes())
+    content[4:40] = bytes(36)
+    (tmp_path / "damaged.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"damaged\.parquet: not a parquet file that can be read"):
+        gathered(tmp_path / "damaged.parquet")
     (tmp_path / "c.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"c\.parquet: not a parquet file that can be read"):
         gathered(tmp_path / "c.parquet")

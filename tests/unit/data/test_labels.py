@@ -61,6 +61,7 @@ def test_by_rule(members, rule, label):
         ({"json": "[1, 2]"}, "auto"),
         ({"json": '"label"'}, "json:label"),
         ({"json": "{"}, "auto"),
+        ({"json": "[" * 100_000}, "auto"),
         ({"cls": str(2**31)}, "auto"),
         ({"json": json.dumps({"label": -(2**40)})}, "auto"),
     ],
