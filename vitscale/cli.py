@@ -21,17 +21,14 @@ def main() -> None:
         status = args.command(args)
         sys.stdout.flush()  # here, where a closed pipe is no error
         sys.exit(status)
-    except ValueError as error:
-        from vitscale.errors import USER_ERRORS
-
-        if not isinstance(error, USER_ERRORS):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     except BrokenPipeError:  # `vitscale show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # a file that cannot be read or written
+    except (ValueError, OSError) as error:
+        from vitscale.errors import USER_ERRORS
+
+        if not isinstance(error, (*USER_ERRORS, OSError)):  # OSError: a file that cannot be read or written
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
