@@ -50,7 +50,10 @@ def join(base: str, relative: str) -> str:
 
 def local_path(url: str) -> Path:
     """The path of a url that is not remote; file:// as `Path.as_uri` writes it, with %20 for a space."""
-    return Path(unquote(url.removeprefix("file://")) if url.startswith("file://") else url)
+    path = unquote(url.removeprefix("file://")) if url.startswith("file://") else url
+    if "\0" in path:
+        raise DataError(f"{path!r}: holds a zero byte, which no name of a file may")
+    return Path(path)
 
 
 def exists(url: str) -> bool:
@@ -98,7 +101,7 @@ def write(url: str, content: bytes) -> None:
     if is_remote(url):
         remote.write(url, content)
     else:
-        _local(url, lambda path: _replace(path, content))
+        _local(url, lambda path: replace(path, content))
 
 
 def close() -> None:
@@ -135,7 +138,8 @@ def _advise(file: _OpenFile, start: int, length: int) -> None:
     os.posix_fadvise(file.number, start, length, os.POSIX_FADV_WILLNEED)  # holds the file, which another thread may push out
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes) -> None:
+    """`write` for a path, with the errors of the system."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import IO, Any
 
+from data_pipeline.storage import replace
 from vitscale import recipe
 from vitscale.config import RunConfig
 from vitscale.errors import RecipeError
@@ -109,9 +110,4 @@ def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new content, never a part, also after a power cut."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    replace(path, text.encode())
