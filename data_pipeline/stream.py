@@ -97,10 +97,10 @@ class Shards:
         rows = np.frombuffer(self.read_bytes(place, *span, index=True), ROW)
         begin = int(rows["offset"][0]) - int(rows["lead"][0])
         stop = int((rows["offset"] - rows["lead"] + rows["span"]).max())
-        if not 0 <= begin <= stop <= place.manifest.bytes[place.shard]:
+        if not (0 <= begin <= stop <= place.manifest.bytes[place.shard] and _has_keys(rows, place)):
             raise DataError(
                 f"{shown(place.manifest.index(place.shard))}: its rows {place.row} to {place.row + end - first} point "
-                f"outside of {shown(place.url)}; the index is damaged: copy it anew, or make it anew with `vitscale data index`"
+                f"outside of it or of {shown(place.url)}; it is damaged: copy it, or make it anew with `vitscale data index`"
             )
         return _Part(first, place, place.url, rows.tolist(), begin, stop)
 
@@ -156,6 +156,16 @@ class _Part(NamedTuple):
         return self.images[start - self.begin : end - self.begin]
 
 
+def _has_keys(rows: np.ndarray, place: Place) -> bool:
+    """Whether the keys lie in the index, one after another."""
+    offsets = [*rows["key_offset"].tolist(), int(rows["key_offset"][-1]) + int(rows["key_size"][-1])]
+    return (
+        sorted(offsets) == offsets
+        and rows_range(0, place.row)[1] < offsets[0]
+        and offsets[-1] <= place.manifest.index_bytes[place.shard]
+    )
+
+
 class Loaded:
     """Samples that were read together."""
 
@@ -192,7 +202,9 @@ class Loaded:
             spans = [(offset, offset + size) for _, _, _, _, size, offset, _, _ in part.rows]
             begin = spans[0][0]
             names = self.shards.read_bytes(part.place, begin, spans[-1][1], index=True)
-            found.update({part.first + n: names[a - begin : b - begin].decode() for n, (a, b) in enumerate(spans)})
+            found.update(
+                {part.first + n: names[a - begin : b - begin].decode(errors="replace") for n, (a, b) in enumerate(spans)}
+            )
         return found
 
     def _find(self, sample: int) -> tuple[_Part, tuple[int, ...]]:

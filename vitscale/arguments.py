@@ -14,6 +14,13 @@ def count(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """An argument that random numbers follow from."""
+    if not 0 <= (number := int(text)) < 2**64:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0 and below 2^64")
+    return number
+
+
 def add(commands: Commands, command: Callable[[argparse.Namespace], int], example: str) -> argparse.ArgumentParser:
     """The command NAME of a function `run_NAME` or `run_data_NAME`, whose docstring is its help."""
     text = " ".join((command.__doc__ or "").split()).removesuffix(".")

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vitscale.arguments import Commands, add, count
+from vitscale.arguments import Commands, add, count, seed
 from vitscale.cli_inspect import add_inspect_commands
 from vitscale.cli_order import add_order_commands
 
@@ -68,7 +68,7 @@ def add_shards(build: argparse.ArgumentParser) -> None:
         help="images per shard; several numbers are successive shards, the last repeats (default: 1000)",
     )
     size.add_argument("--shard-bytes", type=num_bytes, default=0, metavar="SIZE", help="or how large shards become, e.g. 1GB")
-    build.add_argument("--seed", type=int, default=0, help="of shuffle and split (default: 0)")
+    build.add_argument("--seed", type=seed, default=0, help="of shuffle and split (default: 0)")
     build.add_argument("--no-shuffle", action="store_true", help="keep the order of the sources")
     build.add_argument(
         "--skip-bad", action="store_true", help="leave out images that cannot be decoded; SPLIT.skipped.jsonl lists them"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vitscale.arguments import Commands, add, count
+from vitscale.arguments import Commands, add, count, seed
 
 if TYPE_CHECKING:
     from data_pipeline.order import Slots
@@ -34,13 +34,13 @@ def add_inspect_commands(commands: Commands) -> None:
     which.add_argument("--step", type=int, help="images of this global step, in the order of the recipe of --augment")
     which.add_argument("--sample", type=int, nargs="+", metavar="N", help="these samples, by number")
     peek.add_argument("--count", type=count, default=64, help="pictures at most (default: 64)")
-    peek.add_argument("--seed", type=int, default=0, help="of the choice of samples (default: 0)")
+    peek.add_argument("--seed", type=seed, default=0, help="of the choice of samples (default: 0)")
     peek.add_argument("--size", type=count, default=160, help="side of a picture on the sheet in pixels (default: 160)")
 
     stats = add(commands, run_data_stats, "vitscale data stats data/mine/train.json")
     stats.add_argument("manifest", help=MANIFEST_HELP)
     stats.add_argument("--sample", type=count, default=1000, metavar="N", help="images whose header is read (default: 1000)")
-    stats.add_argument("--seed", type=int, default=0, help="of their choice (default: 0)")
+    stats.add_argument("--seed", type=seed, default=0, help="of their choice (default: 0)")
     stats.add_argument("--json", action="store_true", help="as JSON, with the whole histogram")
 
     leaks = add(commands, run_data_leaks, "vitscale data leaks data/in1k/val.json data/in21k/train.json")

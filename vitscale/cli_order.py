@@ -5,7 +5,7 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from vitscale.arguments import Commands, add, count
+from vitscale.arguments import Commands, add, count, seed
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import Manifest
@@ -59,12 +59,6 @@ def steps(text: str) -> range:
     if found.start < 0 or not found or found.stop > 2**40:
         raise argparse.ArgumentTypeError(f"{text}: must be A:B with 0 <= A < B")
     return found
-
-
-def seed(text: str) -> int:
-    if not 0 <= (number := int(text)) < 2**64:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 0 and below 2^64")
-    return number
 
 
 def weight(text: str) -> float:

@@ -105,6 +105,8 @@ print(*sorted({{"torch", "pydantic", "mlflow", "yaml", "numpy", "deepspeed", "ri
         ["train", "recipes/demo/pretrain.yaml", "--procs", "two"],
         ["eval", "model", "--data", "x", "--batch", "0"],
         ["data", "build", "digits", "--out", "x", "--shard-samples", "0"],
+        ["data", "build", "digits", "--out", "x", "--seed", "-1"],
+        ["data", "stats", "x", "--seed", "-1"],
         ["sync", "here", "there"],
     ],
 )

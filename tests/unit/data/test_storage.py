@@ -129,6 +129,12 @@ def test_names_in_a_manifest_lie_beside_it(base, relative, expected):
     assert storage.join(base, relative) == expected
 
 
+def test_a_name_no_file_can_have_is_an_error():
+    for use in (storage.size, storage.read_all, storage.exists, lambda url: storage.read(url, 0, 1)):
+        with pytest.raises(DataError, match="holds a zero byte"):
+            use("a\0b")
+
+
 @pytest.mark.parametrize("url", ["pipe:cat x", "ftp://host/a.tar", "simplecache::s3://bucket/a.tar", "C://x"])
 def test_other_schemes_are_refused_with_what_is_allowed(url):
     with pytest.raises(DataError, match="not read; allowed are local paths, file://, s3://, gs://, http://, https://, hf://"):

@@ -16,6 +16,7 @@ from sharding import list_tars, write_shards
 from data_pipeline import stream
 from data_pipeline.cache import Cache
 from data_pipeline.errors import BadSampleError, DataError
+from data_pipeline.index import HEADER_BYTES, ROW
 from data_pipeline.manifest import Manifest, read_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards, planned, steps
@@ -74,6 +75,16 @@ def test_the_index_of_another_shard_of_equal_length_is_found_at_read(copied):
     shutil.copy(copied.index(3), copied.index(2))
     with pytest.raises(BadSampleError, match="CRC-32"):
         Shards(copied).read(8)
+
+
+@pytest.mark.parametrize(("row", "offset"), [(0, 2**63), (1, 2**64 - 1), (0, 10**6), (2, 10**6), (1, 0)])
+def test_keys_that_lie_outside_of_the_index_are_an_error(copied, row, offset):
+    index = Path(copied.index(2))
+    rows = np.frombuffer(index.read_bytes(), ROW, 4, offset=HEADER_BYTES).copy()
+    rows["key_offset"][row] = offset
+    index.write_bytes(index.read_bytes()[:HEADER_BYTES] + rows.tobytes() + index.read_bytes()[HEADER_BYTES + rows.nbytes :])
+    with pytest.raises(DataError, match=re.escape(copied.index(2)) + ": its rows 0 to 4 point outside"):
+        Shards(copied).keys(range(8, 12))
 
 
 def test_a_shard_cut_after_its_index_was_made_is_found_at_read(copied, tar_contents):
