@@ -8,6 +8,11 @@ from vitscale.arguments import Commands, add, count, seed
 from vitscale.cli_inspect import add_inspect_commands
 from vitscale.cli_order import add_order_commands
 
+SOURCES_HELP = (
+    "folder of class folders; .csv or .jsonl with `path` and `label`; .parquet with `image` and `label`; webdataset tars "
+    "(brace lists, urls); ILSVRC2012_img_train.tar; ImageNet-21k (tar of tars, or their folder); or `digits`, 1,797 scans "
+    "inside scikit-learn"
+)
 CLASSES_HELP = "text file with one class name per line, in the order of their numbers"
 LABEL_HELP = (
     "where the labels of tars are: cls, txt, json:FIELD, none, or auto (.cls, else `label` in .json, else .txt; the default)"
@@ -15,10 +20,7 @@ LABEL_HELP = (
 
 
 def add_data_commands(commands: Commands) -> None:
-    build = add(commands, run_data_build, "vitscale data build images/ --out data/mine --val-fraction 0.1")
-    add_sources(build)
-    add_shards(build)
-    add_encoding(build)
+    add_build(commands)
     index = add(commands, run_data_index, "vitscale data index 's3://bucket/train-{0000..1023}.tar' --out data/train.json")
     index.add_argument("shards", nargs="+", metavar="SHARD", help="webdataset tars or brace lists, in the order that counts")
     index.add_argument("--out", required=True, help="manifest to write, local or remote")
@@ -34,15 +36,9 @@ def add_data_commands(commands: Commands) -> None:
     bench.add_argument("--json", action="store_true", help="as JSON")
 
 
-def add_sources(build: argparse.ArgumentParser) -> None:
-    build.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="folder of class folders; .csv or .jsonl with `path` and `label`; .parquet with `image` and `label`; webdataset "
-        "tars (brace lists, urls); ILSVRC2012_img_train.tar; ImageNet-21k (tar of tars, or their folder); or `digits`, 1,797 "
-        "scans inside scikit-learn",
-    )
+def add_build(commands: Commands) -> None:
+    build = add(commands, run_data_build, "vitscale data build images/ --out data/mine --val-fraction 0.1")
+    build.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCES_HELP)
     build.add_argument("--out", type=local_folder, required=True, help="folder for train.json, val.json and the shards")
     held_out = build.add_mutually_exclusive_group()
     held_out.add_argument("--val", nargs="+", default=[], metavar="SOURCE", help="images of the val split, of the same classes")
@@ -50,49 +46,26 @@ def add_sources(build: argparse.ArgumentParser) -> None:
     build.add_argument("--classes", help=f"{CLASSES_HELP} (default: all names, sorted)")
     build.add_argument("--label", default="auto", metavar="RULE", help=LABEL_HELP)
     build.add_argument(
-        "--synsets",
-        default="",
-        help="for ILSVRC2012_img_val.tar: ILSVRC2012_devkit_t12.tar.gz, or a text with a synset per image",
+        "--synsets", default="", help="of ILSVRC2012_img_val.tar: ILSVRC2012_devkit_t12.tar.gz, or a text of synsets"
     )
     build.add_argument("--allow-pipe", action="store_true", help="run sources of the form pipe:COMMAND, which print a tar")
 
-
-def add_shards(build: argparse.ArgumentParser) -> None:
     size = build.add_mutually_exclusive_group()
-    size.add_argument(
-        "--shard-samples",
-        type=count,
-        nargs="+",
-        default=[1000],
-        metavar="N",
-        help="images per shard; several numbers are successive shards, the last repeats (default: 1000)",
-    )
+    per_shard = "images per shard; several numbers are successive shards, the last repeats (default: 1000)"
+    size.add_argument("--shard-samples", type=count, nargs="+", default=[1000], metavar="N", help=per_shard)
     size.add_argument("--shard-bytes", type=num_bytes, default=0, metavar="SIZE", help="or how large shards become, e.g. 1GB")
     build.add_argument("--seed", type=seed, default=0, help="of shuffle and split (default: 0)")
     build.add_argument("--no-shuffle", action="store_true", help="keep the order of the sources")
-    build.add_argument(
-        "--skip-bad", action="store_true", help="leave out images that cannot be decoded; SPLIT.skipped.jsonl lists them"
-    )
+    build.add_argument("--skip-bad", action="store_true", help="leave out what cannot be decoded (SPLIT.skipped.jsonl)")
     add_workers(build)
 
-
-def add_encoding(build: argparse.ArgumentParser) -> None:
-    """Names and defaults as in `data_pipeline.encode.Encoding`."""
+    # Names and defaults as in `data_pipeline.encode.Encoding`.
     build.add_argument("--longest", type=count, metavar="PIXELS", help="make images smaller whose longer side is longer")
     build.add_argument("--shortest", type=count, metavar="PIXELS", help="make images smaller whose shorter side is longer")
     build.add_argument("--quality", type=int, choices=range(1, 101), default=95, metavar="Q", help="of new JPEGs (default: 95)")
-    build.add_argument(
-        "--restart-interval",
-        type=count,
-        default=4,
-        metavar="MCUS",
-        help="blocks of 16x16 pixels between restart markers, at which crops are cut out (default: about 4)",
-    )
-    build.add_argument(
-        "--restart-all",
-        action="store_true",
-        help="put restart markers into JPEGs that keep their size too, without loss (jpegtran)",
-    )
+    interval = "blocks of 16x16 pixels between restart markers, at which crops are cut out (default: about 4)"
+    build.add_argument("--restart-interval", type=count, default=4, metavar="MCUS", help=interval)
+    build.add_argument("--restart-all", action="store_true", help="restart markers, without loss, in kept JPEGs too (jpegtran)")
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
