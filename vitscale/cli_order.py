@@ -23,7 +23,13 @@ def add_order_commands(commands: Commands) -> None:
     order.add_argument("--shuffle-block", type=count, metavar="B", help="default: that of recipes")
     order.add_argument("--seed", type=seed, metavar="S", help="default: 0")
     order.add_argument("--weights", type=weight, nargs="+", metavar="W", help="one per manifest (default: number of images)")
-    order.add_argument("--steps", type=steps, required=True, metavar="A:B", help="steps A, ..., B - 1; A alone is one step")
+    order.add_argument(
+        "--steps",
+        type=steps,
+        required=True,
+        metavar="A:B",
+        help="steps A, ..., B - 1, or A alone; they count from 0, so the one that ended as step 5 in metrics and ledger is 4 here",
+    )
     order.add_argument("--ranks", type=count, default=1, metavar="R", help="processes (default: 1)")
     order.add_argument("--rank", type=int, metavar="r", help="this one only")
     order.add_argument("--json", action="store_true", help="one line per step, with a list of keys per rank")
@@ -38,9 +44,7 @@ def add_order_commands(commands: Commands) -> None:
     _add_scale(shuffle, samples=1_281_167, shards=1000, global_batch=4096)
     shuffle.add_argument("--classes", type=count, default=1000, help="default: 1000")
     shuffle.add_argument("--lanes", type=count, nargs="+", metavar="L", help="one or several (default: G)")
-    shuffle.add_argument(
-        "--shuffle-block", type=count, nargs="+", metavar="B", help="one or several (default: that of recipes)"
-    )
+    shuffle.add_argument("--shuffle-block", type=count, nargs="+", metavar="B", help="one or several (default: a recipe's)")
 
 
 def _add_scale(parser: argparse.ArgumentParser, samples: int, shards: int, global_batch: int) -> None:
@@ -100,10 +104,10 @@ def run_data_order(args: argparse.Namespace) -> int:
     if args.rank is not None and not 0 <= args.rank < args.ranks:
         raise DataError(f"--rank {args.rank}: of {args.ranks} ranks there are 0 to {args.ranks - 1}; give one, or more --ranks")
     ranks = range(args.ranks) if args.rank is None else range(args.rank, args.rank + 1)
-    lanes = order.lanes // args.ranks
-    size = lanes * order.per_lane
+    size = order.lanes // args.ranks * order.per_lane
+    lanes = order.lanes_of(ranks[0], args.ranks)[0], order.lanes_of(ranks[-1], args.ranks)[1]
     shards = Shards(manifests)
-    for step, slots in list_steps(shards, order, (ranks[0] * lanes, ranks[-1] * lanes + lanes), args.steps):
+    for step, slots in list_steps(shards, order, lanes, args.steps):
         if args.json:
             keys = [key for _, _, key in slots]
             print(json.dumps({"step": step, "ranks": [keys[i : i + size] for i in range(0, len(keys), size)]}))
