@@ -160,8 +160,7 @@ def train_loader(
     shards: Shards, order: Order, config: DataConfig, size: int, num_classes: int, seed: int, numbers: range, layout: Layout
 ) -> Loader:
     """A rank's share of the steps in `numbers`, augmented to size x size."""
-    lanes = order.lanes // layout.ranks
-    mine = layout.rank * lanes, (layout.rank + 1) * lanes
+    mine = order.lanes_of(layout.rank, layout.ranks)
     bad_samples = BadSamples(config.bad_samples, shards, seed)
 
     def decode_one(block: Loaded, epoch: int, sample: int) -> Sample:

@@ -103,6 +103,10 @@ class Order:
     def num_samples(self) -> int:
         return int(self.first_sample[-1])
 
+    def lanes_of(self, rank: int, ranks: int) -> tuple[int, int]:
+        """The lanes [first, end) that a rank owns."""
+        return rank * self.lanes // ranks, (rank + 1) * self.lanes // ranks
+
     def view(self, first_lane: int, end_lane: int, opened: Callable[[np.ndarray], Any] | None = None) -> "LaneView":
         """The order as the owner of lanes [first_lane, end_lane) meets it, step by step; see `LaneView` for `opened`."""
         return LaneView(self, first_lane, end_lane, opened)

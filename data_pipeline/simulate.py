@@ -46,9 +46,6 @@ class Scale:
     def order(self, sizes: np.ndarray) -> Order:
         return Order([sizes], self.global_batch, self.lanes, self.shuffle_block, self.seed)
 
-    def lanes_of(self, rank: int) -> tuple[int, int]:
-        return rank * self.lanes // self.ranks, (rank + 1) * self.lanes // self.ranks
-
 
 def simulate(scale: Scale) -> dict[str, Any]:
     """All that is measured or follows, by name with unit; times are of this machine."""
@@ -97,8 +94,8 @@ def _start_here(location: str, scale: Scale) -> dict[str, float]:
     times.append(time.perf_counter())
     assert manifest.digest
     times.append(time.perf_counter())
-    view = scale.order(manifest.samples).view(*scale.lanes_of(scale.ranks // 2))
-    view.step(0)
+    order = scale.order(manifest.samples)
+    order.view(*order.lanes_of(scale.ranks // 2, scale.ranks)).step(0)
     times.append(time.perf_counter())
     manifest_s, digest_s, order_s = np.diff(times).tolist()
     memory = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
@@ -127,7 +124,7 @@ def resume(scale: Scale, order: Order) -> dict[str, float]:
 
 def _step_ms(scale: Scale, order: Order, steps: list[int]) -> float:
     begin = time.perf_counter()
-    view = order.view(*scale.lanes_of(scale.ranks // 2))
+    view = order.view(*order.lanes_of(scale.ranks // 2, scale.ranks))
     for step in steps:
         view.step(step)
     return (time.perf_counter() - begin) * 1000
@@ -138,7 +135,7 @@ def balance(scale: Scale, order: Order) -> dict[str, float]:
     ranks = sorted({i * scale.ranks // RANKS for i in range(RANKS)})
     border = scale.samples // scale.global_batch  # the step in which epoch 1 begins
     inside, begins = [], []
-    for lanes in map(scale.lanes_of, ranks):
+    for lanes in (order.lanes_of(rank, scale.ranks) for rank in ranks):
         inside += _opened(order, lanes, border // 4, max(1, min(STEPS, border // 2)))
         begins += _opened(order, lanes, max(border - 1, 0), 2)
     mean = statistics.mean(inside)
