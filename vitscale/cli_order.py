@@ -28,7 +28,7 @@ def add_order_commands(commands: Commands) -> None:
         type=steps,
         required=True,
         metavar="A:B",
-        help="steps A, ..., B - 1, or A alone; they count from 0, so the one that ended as step 5 in metrics and ledger is 4 here",
+        help="steps A, ..., B - 1, or A alone; they count from 0, so what metrics and ledger call step 5 is 4 here",
     )
     order.add_argument("--ranks", type=count, default=1, metavar="R", help="processes (default: 1)")
     order.add_argument("--rank", type=int, metavar="r", help="this one only")
