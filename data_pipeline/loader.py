@@ -21,7 +21,7 @@ from data_pipeline.draw import Draw, Purpose
 from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.mixplan import mix_plan
 from data_pipeline.order import Order, Slots
-from data_pipeline.stream import PREFETCH_STEPS, Loaded, Shards, steps, where
+from data_pipeline.stream import PREFETCH_STEPS, Loaded, Shards, reading, steps, where
 from data_pipeline.views import EvalConfig, View, eval_view, train_crop, train_view
 
 GROUP = 8  # slots decoded, then resized: each library's code and tables stay in the cache; 8 % faster than one by one
@@ -206,7 +206,7 @@ def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_c
         return Sample(lambda: View(eval_view(pixels, size, config.eval_crop, config.interpolation)), label)
 
     def plans() -> Generator[Plan]:
-        with ThreadPoolExecutor(PREFETCH_STEPS, "read") as pool:
+        with reading(PREFETCH_STEPS) as pool:
             for start in range(layout.rank * batch, _padded(len(shards), batch * layout.ranks), batch * layout.ranks):
                 samples = np.arange(start, max(start, min(start + batch, len(shards))), dtype=np.int64)
                 blocks = [pool.submit(shards.load, samples)] * len(samples) if len(samples) else []

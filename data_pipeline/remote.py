@@ -1,16 +1,19 @@
 """Byte ranges of remote files: the one door to fsspec, with our own time limits and retries.
 
-What a flaky network does is tried again, ATTEMPTS times over about two minutes; what trying again cannot change, a missing file
-or refused credentials, is a DataError at once. Any number of threads may call. Errors never show a url's user or query.
+What a flaky network does is tried again, ATTEMPTS times with growing pauses (about 90 s, and up to TIMEOUT_S for each attempt
+that gets no answer); what trying again cannot change, a missing file or refused credentials, is a DataError at once. Any number
+of threads may call. Errors never show a url's user or query.
 """
 
+import asyncio
+import concurrent.futures
 import functools
 import logging
 import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.errors import DataError
@@ -31,6 +34,7 @@ ATTEMPTS = 10
 FIRST_BACKOFF_S = 0.5  # doubles with each attempt
 LONGEST_BACKOFF_S = 30.0
 WARN_EVERY_S = 10.0
+POLL_S = 0.2  # between looks at whether a read is still wanted
 TRANSIENT_STATUS = (408, 425, 429)  # the only HTTP 4xx that time may heal
 
 T = TypeVar("T")
@@ -38,7 +42,13 @@ log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _warned: set[str] = set()  # grows by one each WARN_EVERY_S at most
 _last_warning_s = -WARN_EVERY_S
+_thread = threading.local()  # .unwanted: the event that this thread's reads end at
 _systems: dict[str, Any] = {}  # one per process: fsspec's own cache has one, with its connections, per thread
+
+
+def obey(unwanted: threading.Event) -> None:
+    """From now on reads of this thread end soon after the event is set: nobody wants them any more."""
+    _thread.unwanted = unwanted
 
 
 def scheme_of(url: str) -> str:
@@ -124,8 +134,6 @@ def _read_once(url: str, start: int, end: int) -> bytes:
 
 def _operate(url: str, operation: str, *args: Any, num_bytes: int = 0, **options: Any) -> Any:
     """One attempt at an operation of the url's file system, on fsspec's own thread so that it can time out."""
-    from fsspec.asyn import sync
-
     scheme, path = scheme_of(url), url.partition("://")[2]
     if scheme == "hf":  # as https: its own file system asks the hub several times per read, and cannot time out
         from huggingface_hub.utils import build_hf_headers
@@ -136,7 +144,26 @@ def _operate(url: str, operation: str, *args: Any, num_bytes: int = 0, **options
     with _lock:
         system = _systems.get(scheme) or _systems.setdefault(scheme, _connect(scheme))
     timeout_s = TIMEOUT_S + num_bytes / SLOWEST_BYTES_PER_S
-    return sync(system.loop, getattr(system, f"_{operation}"), path, *args, timeout=timeout_s, **options)
+    return _result(system.loop, asyncio.wait_for(getattr(system, f"_{operation}")(path, *args, **options), timeout_s))
+
+
+def _result(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    while not concurrent.futures.wait([future], POLL_S).done:
+        try:
+            _pause(0)
+        except DataError:
+            future.cancel()
+            raise
+    return future.result()
+
+
+def _pause(seconds: float) -> None:
+    unwanted = getattr(_thread, "unwanted", None)
+    if unwanted is None:
+        time.sleep(seconds)
+    elif unwanted.wait(seconds):
+        raise DataError("the read was given up, because whoever wanted it is gone")
 
 
 def _connect(scheme: str) -> Any:
@@ -206,7 +233,7 @@ def _retry(url: str, attempt: Callable[[], T]) -> T:
             if number == ATTEMPTS:
                 raise DataError(f"{shown(url)}: {found}, {ATTEMPTS} times; is the server up and the network well?") from None
             _warn(url, found)
-        time.sleep(min(FIRST_BACKOFF_S * 2 ** (number - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0))
+        _pause(min(FIRST_BACKOFF_S * 2 ** (number - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0))
     raise AssertionError("unreachable")
 
 

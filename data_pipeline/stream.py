@@ -3,7 +3,9 @@
 `planned` is a source for webdataset stages of one's own.
 """
 
+import contextlib
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +21,7 @@ from data_pipeline.index import ROW, rows_range, unpack
 from data_pipeline.manifest import Manifest
 from data_pipeline.order import Order, Slots
 from data_pipeline.pool import READ_THREADS
-from data_pipeline.remote import shown
+from data_pipeline.remote import obey, shown
 
 MAX_READ_AHEAD_STEPS = 8
 PREFETCH_STEPS = 2  # batches being decoded while one is used
@@ -235,9 +237,8 @@ def resident_samples(lanes: int, per_lane: int, shuffle_block: int) -> int:
 def steps(shards: Shards, order: Order, lanes: tuple[int, int], start: int, stop: int) -> Iterator[Step]:
     """Steps [start, stop) of lanes [first, end), their blocks read ahead."""
     waiting: deque[Step] = deque()
-    pool = ThreadPoolExecutor(READ_THREADS, "read")
-    try:
-        ahead = read_ahead_steps(order.per_lane, order.block)
+    ahead = read_ahead_steps(order.per_lane, order.block)
+    with reading(READ_THREADS) as pool:
         view = order.view(*lanes, opened=lambda samples: pool.submit(shards.load, samples))
         for number in range(start, stop):
             waiting.append(Step(number, view.step(number), view.handles))
@@ -245,7 +246,17 @@ def steps(shards: Shards, order: Order, lanes: tuple[int, int], start: int, stop
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
-    except BaseException:  # nobody will want what is not read yet
+
+
+@contextlib.contextmanager
+def reading(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that read. When the block is left early or fails, reads that wait or are under way end soon."""
+    unwanted = threading.Event()
+    pool = ThreadPoolExecutor(threads, "read", initializer=obey, initargs=(unwanted,))
+    try:
+        yield pool
+    except BaseException:
+        unwanted.set()
         pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown(wait=False)

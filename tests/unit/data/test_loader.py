@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import signal
 import tarfile
 import threading
 import time
@@ -13,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from serving import Faults, http_server
 from sharding import list_tars, write_shards, write_tar
 
+from data_pipeline import storage
 from data_pipeline.bad_samples import check_fraction
 from data_pipeline.config import AugmentConfig, BadSamplesConfig, DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.loader import Batch, Layout, Loader, eval_loader, train_loader
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import Manifest, read_manifest
 from data_pipeline.order import Order
 from data_pipeline.peek import Training, preview
 from data_pipeline.stream import Shards, resident_samples
@@ -344,3 +347,24 @@ def test_a_preview_is_what_the_model_gets(train):
         shown = shown[:, ::-1] if batch.flip_B[slot] else shown
         image = shards.read(sample).image
         assert np.array_equal(preview(image, epoch, sample, Training(cfg, SIZE, 0)), shown)
+
+
+@pytest.mark.parametrize("faults", [["hang"] * 500, ["503"] * 500], ids=["silent", "failing"])
+def test_leaving_ends_reads_that_wait_for_a_server(tmp_path, faults):
+    """Ctrl-C must not have to wait for ten attempts of a minute each."""
+    write_shards(tmp_path, [60])
+    behaviour = Faults()
+    with http_server(tmp_path, behaviour) as url:
+        remote = read_manifest(f"{url}/k.json")
+        Shards(remote).load([0])
+        behaviour.coming[:] = faults
+        batches = train_loader(
+            Shards(remote), Order([remote.samples], 4, 4, 4, 0), config(), 8, NUM_CLASSES, 0, range(50), Layout(0, 1, 2)
+        )
+        main, began = threading.main_thread().ident, time.monotonic()
+        threading.Timer(1.0, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(batches))
+        assert time.monotonic() - began < 10
+        assert decoding_threads() == []
+    storage.close()
