@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from data_pipeline.manifest import read_manifest
-from data_pipeline.stream import Shards
 from vitscale import recipe
 from vitscale.checkpoint import complete, restore, save
 from vitscale.config import RunConfig
@@ -19,7 +17,7 @@ from vitscale.loop import Cadence, Losses, total_fingerprint, train_step, valida
 from vitscale.model.vit import ViT
 from vitscale.modelinfo import WEIGHTS
 from vitscale.state import TrainState
-from vitscale.train import build_engine, build_train_loader, build_val_loader, open_run
+from vitscale.train import build_engine, build_train_loader, build_val_loader, open_run, open_shards
 from vitscale.world import OtherRankFailedError, World
 
 SAVE_AT, STOP_AT = 3, 7
@@ -31,11 +29,11 @@ class Training:
     def __init__(self, cfg: RunConfig, world: World) -> None:
         self.cfg, self.world = cfg, world
         self.run, _ = open_run(cfg, world)
-        self.train = Shards(read_manifest(cfg.data.train.manifest))
+        self.train = open_shards(cfg.data.train, cfg.hardware)
         self.cadence = Cadence.of(cfg, len(self.train))
         torch.manual_seed(cfg.seed)
         self.engine: Engine = build_engine(ViT(cfg.model), cfg, world)
-        self.state: TrainState = restore(self.run, self.engine, self.train.manifest.digest)
+        self.state: TrainState = restore(self.run, self.engine, self.train.digest)
 
     def go(self, stop: int) -> list[float]:
         """Train to a step; the loss of every step on the way."""
