@@ -53,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_commands(commands)
     add_model_commands(commands)
     data = commands.add_parser(
-        "data", help="build, index and verify shards", epilog="example: vitscale data build images/ --out x"
+        "data",
+        help="build, index and look into shards; their order; how fast they are read",
+        epilog="example: vitscale data build images/ --out data/mine",
     )
     add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
     return parser
