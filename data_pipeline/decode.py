@@ -27,6 +27,8 @@ def size(image: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             width, height = opened.size
             return (height, width) if _orientation(opened, image) in (5, 6, 7, 8) else (width, height)
+    except MemoryError:
+        raise
     except Exception as error:
         raise BadSampleError(f"not a readable image ({error})") from error
 
@@ -49,6 +51,8 @@ def decode(image: bytes, box: Box | None = None) -> np.ndarray:
             return _decode_jpeg(image, header, box)
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             return _part(np.array(to_rgb(opened)), box)
+    except MemoryError:  # says nothing of the image: another machine would decode it
+        raise
     except Exception as error:  # for broken bytes Pillow also raises SyntaxError, struct.error, DecompressionBombError, ...
         raise BadSampleError(f"not a readable image ({error})") from error
 

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -311,3 +313,24 @@ def test_a_model_at_prediction_sees_what_it_saw_in_training():
     file = io.BytesIO()
     ramp.save(file, "PNG")
     np.testing.assert_array_equal(to_rgb(Image.open(io.BytesIO(file.getvalue()))), decode(file.getvalue()))
+
+
+SHORT_OF_MEMORY = """
+import io, resource
+from PIL import Image
+from data_pipeline import decode
+file = io.BytesIO()
+Image.new("L", (9000, 9000)).save(file, "PNG")
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000,) * 2)
+try:
+    decode.decode(file.getvalue())
+except MemoryError:
+    print("no memory")
+"""
+
+
+def test_want_of_memory_is_no_bad_image():
+    """Or what takes the place of what would depend on the machine."""
+    done = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, check=False)
+    assert done.stdout == "no memory\n", done.stderr[-500:]
