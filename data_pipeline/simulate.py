@@ -12,7 +12,6 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from data_pipeline.manifest import from_columns, read_manifest, write_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import resident_samples
 
+IMAGE_BYTES = 110_000  # of an encoded image: ImageNet's
 RESUMES = 20
 RANKS, STEPS = 16, 256  # looked at for the balance of reads
 
@@ -35,8 +35,6 @@ class Scale:
     global_batch: int = 32_768
     lanes: int = 32_768
     shuffle_block: int = 64
-    image_bytes: int = 110_000
-    seed: int = 0
 
     def sizes(self) -> np.ndarray:
         """Samples of each shard, int64, as equal as can be."""
@@ -44,20 +42,21 @@ class Scale:
         return base + (np.arange(self.shards) < extra)
 
     def order(self, sizes: np.ndarray) -> Order:
-        return Order([sizes], self.global_batch, self.lanes, self.shuffle_block, self.seed)
+        return Order([sizes], self.global_batch, self.lanes, self.shuffle_block, seed=0)
 
 
-def simulate(scale: Scale) -> dict[str, Any]:
+def simulate(scale: Scale) -> dict[str, float]:
     """All that is measured or follows, by name with unit; times are of this machine."""
     order = scale.order(scale.sizes())
+    held = resident_samples(scale.lanes // scale.ranks, order.per_lane, scale.shuffle_block)
     return {
         **start(scale),
         **resume(scale, order),
         **balance(scale, order),
-        "block_bytes": scale.shuffle_block * scale.image_bytes,
+        "block_bytes": scale.shuffle_block * IMAGE_BYTES,
         "block_index_bytes": scale.shuffle_block * ROW.itemsize,
-        "bytes_per_rank_and_step": scale.global_batch // scale.ranks * scale.image_bytes,
-        "window_mib": windows(scale),
+        "bytes_per_rank_and_step": scale.global_batch // scale.ranks * IMAGE_BYTES,
+        "window_mib": held * IMAGE_BYTES / 2**20,  # of encoded images, which a rank holds
     }
 
 
@@ -73,11 +72,11 @@ def start(scale: Scale) -> dict[str, float]:
 
 def _write_manifest(scale: Scale, location: str) -> None:
     sizes, numbers = scale.sizes(), range(scale.shards)
-    sums = random.Random(scale.seed)
+    sums = random.Random(0)
     columns = {
         "urls": [f"train-{number:06d}.tar" for number in numbers],
         "samples": sizes,
-        "bytes": sizes * scale.image_bytes,
+        "bytes": sizes * IMAGE_BYTES,
         "sha256": [sums.randbytes(32).hex() for _ in numbers],
         "index_bytes": sizes * ROW.itemsize,
         "index_crc32": sizes,
@@ -94,15 +93,11 @@ def _start_here(location: str, scale: Scale) -> dict[str, float]:
     times.append(time.perf_counter())
     assert manifest.digest
     times.append(time.perf_counter())
-    order = scale.order(manifest.samples)
-    order.view(*order.lanes_of(scale.ranks // 2, scale.ranks)).step(0)
+    _step_ms(scale, scale.order(manifest.samples), [0])
     times.append(time.perf_counter())
-    manifest_s, digest_s, order_s = np.diff(times).tolist()
     memory = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return {
-        "start_manifest_s": manifest_s,
-        "start_digest_s": digest_s,
-        "start_order_s": order_s,
+        **dict(zip(("start_manifest_s", "start_digest_s", "start_order_s"), np.diff(times).tolist(), strict=True)),
         "start_peak_mib": int(memory["VmHWM"].removesuffix("kB")) / 1024,  # ru_maxrss would count the parent's
         "start_resident_mib": int(memory["VmRSS"].removesuffix("kB")) / 1024,
     }
@@ -110,7 +105,7 @@ def _start_here(location: str, scale: Scale) -> dict[str, float]:
 
 def resume(scale: Scale, order: Order) -> dict[str, float]:
     """Milliseconds to the samples of a step in epochs not visited before: of any step, and of the two around an epoch's end."""
-    draw, epoch_steps = random.Random(scale.seed), scale.samples / scale.global_batch
+    draw, epoch_steps = random.Random(0), scale.samples / scale.global_batch
     anywhere = [_step_ms(scale, order, [int((epoch + draw.random()) * epoch_steps)]) for epoch in range(3, 3 + RESUMES)]
     ends = [int(epoch * epoch_steps) for epoch in range(100, 100 + 3 * RESUMES, 3)]
     across = [_step_ms(scale, order, [max(end - 1, 0), end + 1]) for end in ends]
@@ -132,10 +127,10 @@ def _step_ms(scale: Scale, order: Order, steps: list[int]) -> float:
 
 def balance(scale: Scale, order: Order) -> dict[str, float]:
     """Blocks that a rank opens in a step: within an epoch, and where one begins. Ranks' samples are equal by construction."""
-    ranks = sorted({i * scale.ranks // RANKS for i in range(RANKS)})
     border = scale.samples // scale.global_batch  # the step in which epoch 1 begins
     inside, begins = [], []
-    for lanes in (order.lanes_of(rank, scale.ranks) for rank in ranks):
+    for rank in sorted({i * scale.ranks // RANKS for i in range(RANKS)}):
+        lanes = order.lanes_of(rank, scale.ranks)
         inside += _opened(order, lanes, border // 4, max(1, min(STEPS, border // 2)))
         begins += _opened(order, lanes, max(border - 1, 0), 2)
     mean = statistics.mean(inside)
@@ -152,21 +147,11 @@ def _opened(order: Order, lanes: tuple[int, int], start: int, steps: int) -> lis
     """Blocks opened in each of the steps after `start`."""
     blocks: list[np.ndarray] = []
     view = order.view(*lanes, opened=blocks.append)
-    view.step(start)
     counts = []
-    for step in range(start + 1, start + 1 + steps):
-        blocks.clear()
+    for step in range(start, start + 1 + steps):
         view.step(step)
         counts.append(len(blocks))
-    return counts
-
-
-def windows(scale: Scale) -> dict[str, float]:
-    """MiB of encoded images that a rank holds, by the number of ranks."""
-    per_lane = scale.global_batch // scale.lanes
-    fitting = [ranks for ranks in sorted({1, 8, 64, scale.ranks}) if scale.lanes % ranks == 0]
-    samples = {ranks: resident_samples(scale.lanes // ranks, per_lane, scale.shuffle_block) for ranks in fitting}
-    return {str(ranks): count * scale.image_bytes / 2**20 for ranks, count in samples.items()}
+    return np.diff(counts).tolist()
 
 
 if __name__ == "__main__":

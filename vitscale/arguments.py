@@ -1,8 +1,9 @@
 """Words that the commands share."""
 
 import argparse
-from collections.abc import Callable
-from typing import TypeAlias
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -28,3 +29,20 @@ def add(commands: Commands, command: Callable[[argparse.Namespace], int], exampl
     parser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
     parser.set_defaults(command=command)
     return parser
+
+
+def tell(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print what was found, by name: one JSON object, or a line for each."""
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name:<34}{_told(value)}")
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {_told(inner)}" for name, inner in value.items())
+    if isinstance(value, int | float):
+        return f"{value:,.0f}" if isinstance(value, int) or value >= 1000 else f"{value:.4g}"
+    return str(value)

@@ -19,7 +19,7 @@ from vitscale.modelinfo import ModelInfo
 from vitscale.sums import write_sums
 
 COMMANDS = ["train", "show", "sync", "demo", "eval", "predict", "pull", "publish", "data"]
-DATA_COMMANDS = ["build", "index", "verify", "peek", "stats", "leaks", "order", "simulate", "shuffle", "bench"]
+DATA_COMMANDS = ["build", "index", "verify", "peek", "stats", "leaks", "order", "simulate", "bench"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`vitscale data order`, `simulate` and `shuffle`: which keys are in a step, on which rank, and errors that say what to do."""
+"""`vitscale data order` and `simulate`: which keys are in a step, on which rank, and errors that say what to do."""
 
 import json
 import sys
@@ -38,9 +38,9 @@ def data(monkeypatch, capsys):
     return run
 
 
-def expected(steps, sources=2, **weights):
-    """Keys of all slots of steps; batch 12, 6 lanes, blocks of 4, seed 3."""
-    view = Order([np.array(sizes) for sizes in list(SIZES.values())[:sources]], 12, 6, 4, 3, **weights).view(0, 6)
+def expected(steps, sources=2, seed=3, weights=None):
+    """Keys of all slots of steps; batch 12, 6 lanes, blocks of 4."""
+    view = Order([np.array(sizes) for sizes in list(SIZES.values())[:sources]], 12, 6, 4, seed, weights).view(0, 6)
     return [[KEYS[sample] for sample in view.step(step).samples] for step in steps]
 
 
@@ -56,11 +56,6 @@ def test_json_is_one_line_per_step_with_the_keys_of_each_rank(data, manifests, r
     size = 12 // ranks
     split = [[keys[i : i + size] for i in range(0, 12, size)] for keys in expected(range(2, 9))]
     assert (status, found) == (0, [{"step": step, "ranks": part} for step, part in zip(range(2, 9), split, strict=True)])
-
-
-def test_one_rank_of_one_step_with_weights(data, manifests):
-    _, lines, _ = data(*numbers(manifests, "5", "--weights", 1, 2, "--ranks", 3, "--rank", 2, "--json"))
-    assert [json.loads(line) for line in lines] == [{"step": 5, "ranks": [expected([5], weights=[1, 2])[0][8:]]}]
 
 
 def test_lines_to_read_name_epoch_and_shard(data, manifests):
@@ -89,9 +84,11 @@ train: {{global_batch: 12, total: {{epochs: 2}}}}
 optim: {{lr: 1e-3}}
 """
     path = write_recipe(recipe)
-    by_numbers = data(*numbers(manifests, "0:4", "--weights", 2, 1, "--json"))
-    assert data("order", "--recipe", path, "--steps", "0:4", "--json") == by_numbers
-    assert data("order", "--recipe", path, "--seed", 0, "--steps", "0:4", "--json") != by_numbers
+    for seed, *given in ((3,), (0, "--seed", 0)):
+        _, lines, _ = data("order", "--recipe", path, "--steps", "0:4", "--json", *given)
+        assert [json.loads(line)["ranks"] for line in lines] == [
+            [keys] for keys in expected(range(4), seed=seed, weights=[2, 1])
+        ]
 
 
 def test_defaults_are_those_of_a_recipe(data, manifests):
@@ -111,44 +108,33 @@ def test_samples_are_listed_by_number(manifests, samples):
     [
         (["--lanes", 5], "--lanes 5 does not divide a global batch of 12"),
         (["--ranks", 5], "--ranks 5: 6 lanes cannot feed 5"),
-        (["--rank", 1], "--rank 1: of 1 ranks"),
-        (["--weights", 1], "2 manifests and 1 weights"),
-        (["--weights", 1000, 1], "source number 2"),
+        ([], "0 manifests; give one or more"),
         (["gone.json"], "gone.json"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_paragraph(data, manifests, words, said):
     if words == ["gone.json"]:
-        manifests, words = [], ["--recipe", "gone.json"]
-    status, lines, error = data(*numbers(manifests, "0", *words)) if manifests else data("order", *words, "--steps", 0)
+        words = ["order", "--recipe", "gone.json", "--steps", 0]
+    else:
+        words = numbers(manifests if words else [], "0", *words)
+    status, lines, error = data(*words)
     assert (status, lines, error.count("\n")) == (1, [], 1)
     assert said in error
 
 
-@pytest.mark.parametrize(
-    "words", [["--steps", "4:4"], ["--steps", "-1"], ["--steps", "a"], ["--seed", "-1"], ["--weights", "0"]]
-)
+@pytest.mark.parametrize("words", [["--steps", "4:4"], ["--steps", "-1"], ["--steps", "a"], ["--seed", "-1"]])
 def test_wrong_words_are_wrong_usage(data, manifests, words):
     status, lines, error = data("order", manifests[0].location, "--global-batch", 4, "--steps", 0, *words)
     assert (status, lines) == (2, [])
     assert error.startswith("usage: ")
 
 
-def test_simulate_and_shuffle_print_json(data):
+def test_simulate_prints_json_or_a_table(data):
     status, lines, _ = data("simulate", *SCALE, "--ranks", 4, "--json")
     assert (status, len(lines)) == (0, 1)
     assert json.loads(lines[0])["samples_per_rank_and_step"] == 8
-    status, lines, _ = data("shuffle", *SCALE, "--json", "--classes", 10, "--lanes", 8, 32, "--shuffle-block", 4, 16)
-    found = [json.loads(line) for line in lines]
-    assert [(row["lanes"], row["shuffle_block"]) for row in found] == [(8, 4), (8, 16), (32, 4), (32, 16)]
-    assert all(0 < row["entropy"] <= np.log2(10) and 0 < row["met_again"] < 1 for row in found)
-
-
-def test_simulate_and_shuffle_print_tables(data):
     _, lines, _ = data("simulate", *SCALE, "--ranks", 4)
-    assert {"block_bytes 7,040,000", "window_mib at 4 ranks 62.103"} <= {" ".join(line.split()) for line in lines}
-    _, lines, _ = data("shuffle", *SCALE, "--classes", 10)
-    assert [line.split()[:2] for line in lines[1:]] == [["32", "64"]]
+    assert {"block_bytes 7,040,000", "window_mib 62.1"} <= {" ".join(line.split()) for line in lines}
 
 
 def test_more_shards_than_samples(data):

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from benchmarks.bench_shuffle import batches_of, class_entropy, measure, met_again
 
 from data_pipeline.config import DataConfig
 from data_pipeline.order import Order
-from data_pipeline.shuffle import batches_of, class_entropy, measure, met_again
 
 BLOCK = DataConfig.model_fields["shuffle_block"].default
 

@@ -1,16 +1,22 @@
 """How well the order shuffles, measured where it is hardest: on shards sorted by class.
 
+    python tests/benchmarks/bench_shuffle.py --lanes 256 4096 --shuffle-block 16 64
+
 Two numbers, each beside what a full shuffle of the same samples has: the class entropy of a batch, and how often two
-samples that met in a batch of one epoch meet again in the next.
+samples that met in a batch of one epoch meet again in the next. And what a rank holds of remote shards for it.
 """
 
+import argparse
 from typing import NamedTuple
 
 import numpy as np
 
+from data_pipeline.config import DataConfig
 from data_pipeline.order import Order
+from data_pipeline.stream import resident_samples
 
 EPOCHS = 2
+IMAGE_BYTES = 110_000
 
 
 class Quality(NamedTuple):
@@ -20,6 +26,32 @@ class Quality(NamedTuple):
     full_entropy: float
     met_again: float  # share of the pairs of a batch that share a batch in the next epoch too
     full_met_again: float
+
+
+def main() -> None:
+    args = arguments()
+    sizes = args.samples // args.shards + (np.arange(args.shards) < args.samples % args.shards)
+    print("lanes  block  entropy/full  met again    full  GiB at 1, 8, 64 ranks")
+    for lanes in args.lanes:
+        for block in args.shuffle_block:
+            order = Order([sizes], args.global_batch, lanes, block, args.seed)
+            found = measure(order, args.classes, args.seed)
+            held = [resident_samples(lanes // ranks, order.per_lane, block) * IMAGE_BYTES / 2**30 for ranks in (1, 8, 64)]
+            ratio, gib = found.entropy / found.full_entropy, ", ".join(f"{size:.2f}" for size in held)
+            print(f"{lanes:5}{block:7}{ratio:14.4f}{found.met_again:11.3%}{found.full_met_again:8.3%}  {gib}", flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(
+        description="How well the order shuffles shards sorted by class.", formatter_class=formatter
+    )
+    for name, default in (("samples", 1_281_167), ("shards", 1000), ("classes", 1000), ("global-batch", 4096), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default, help="of the data set and the run")
+    block = DataConfig.model_fields["shuffle_block"].default
+    parser.add_argument("--lanes", type=int, nargs="+", default=[4096], help="one or several, divisors of the global batch")
+    parser.add_argument("--shuffle-block", type=int, nargs="+", default=[block], help="one or several")
+    return parser.parse_args()
 
 
 def measure(order: Order, num_classes: int, seed: int = 0) -> Quality:
@@ -66,3 +98,7 @@ def met_again(first: np.ndarray, second: np.ndarray) -> float:
 
 def _pairs(counts: np.ndarray) -> int:
     return int((counts * (counts - 1) // 2).sum())
+
+
+if __name__ == "__main__":
+    main()
