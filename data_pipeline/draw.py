@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     SPLIT = 5
     DROPOUT = 6
     REPLACE = 7
+    DROP_PATH = 8
 
 
 def words(count: int, seed: int, purpose: Purpose, *counter: int) -> np.ndarray:

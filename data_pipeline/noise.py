@@ -1,4 +1,4 @@
-"""Normal noise as a pure function of a word and a place: no generator's state, so no dependence on batch, rank or order."""
+"""Noise as a pure function of a word and a place: no generator's state, so no dependence on batch, rank or order."""
 
 import math
 
@@ -14,11 +14,20 @@ def normal_noise(word_B: torch.Tensor, *shape: int) -> torch.Tensor:
     1958), from 24 bits each, so none is beyond 5.9.
     """
     count = math.prod(shape)
-    numbers = torch.arange(1, (count + 1) // 2 + 1, device=word_B.device)
-    bits = splitmix64(word_B[:, None] + numbers * _GOLDEN)
+    bits = _words(word_B, (count + 1) // 2)
     radius = (-2 * torch.log((_shift(bits, 40).float() + 0.5) * 2**-24)).sqrt()
     angle = (bits & 0xFFFFFF).float() * (math.tau * 2**-24)
     return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)[:, :count].unflatten(1, shape)
+
+
+def uniform_noise(word_B: torch.Tensor, *shape: int) -> torch.Tensor:
+    """float32, uniform in [0, 1), of (B, *shape), from 24 bits of such words each."""
+    return (_shift(_words(word_B, math.prod(shape)), 40).float() * 2**-24).unflatten(1, shape)
+
+
+def _words(word_B: torch.Tensor, count: int) -> torch.Tensor:
+    """The first `count` words of SplitMix64 started at each of these."""
+    return splitmix64(word_B[:, None] + torch.arange(1, count + 1, device=word_B.device) * _GOLDEN)
 
 
 def splitmix64(words: torch.Tensor) -> torch.Tensor:

@@ -151,18 +151,16 @@ def run_show(args: argparse.Namespace) -> int:
 
     cfg = recipe.load(args.recipe, args.overrides)
     numbers = show.derived(cfg, args.procs)
-    layers = show.layers(cfg) if args.model else []
+    layers = show.layers(cfg.model) if args.model else []
     if args.json:
         values = {"recipe": cfg.model_dump(mode="json", by_alias=True), "derived": numbers}
-        print(json.dumps({**values, "layers": layers} if args.model else values, indent=1))
+        print(json.dumps({**values, "layers": [layer._asdict() for layer in layers]} if args.model else values, indent=1))
         return 0
     print(recipe.dump(cfg))
     for name, value in numbers.items():
         print(f"# {name:<34}{'unknown until the data exist' if value is None else value}")
-    for name, shape, size in layers:
-        print(f"# {name:<34}{' x '.join(map(str, shape)):<16}{size:>12,}")
-    if layers:
-        print(f"# {'all parameters':<50}{sum(size for *_, size in layers):>12,}")
+    for line in show.layer_lines(layers) if layers else ():
+        print(f"# {line}")
     return 0
 
 

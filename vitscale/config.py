@@ -1,108 +1,26 @@
 """What a recipe may say: one frozen section per part of a run. Imports no torch; the line below a field is its help."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from data_pipeline.config import DataConfig, Section
 from vitscale.duration import Duration
 from vitscale.errors import RecipeError
-from vitscale.model.zoo import ZOO
+from vitscale.model.config import ModelConfig
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-# Two models with equal values here hold tensors of equal shapes, position embedding and head apart.
-ARCHITECTURE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "pool", "pos_embed")
-
-
-class ModelConfig(Section):
-    """The Vision Transformer."""
-
-    name: str = "custom"
-    """a size of the paper (vit-b16, vit-l16, vit-h14, ...) that fills in the five numbers below it, or `custom`"""
-    patch_size: int = Field(ge=1)
-    """side of a patch in pixels"""
-    width: int = Field(ge=8)
-    """D, the length of a token"""
-    depth: int = Field(ge=1)
-    """encoder blocks"""
-    num_heads: int = Field(ge=1)
-    """attention heads; must divide width"""
-    mlp_dim: int = Field(ge=1)
-    """hidden width of a block's MLP"""
-    image_size: int = Field(224, ge=1)
-    """side of the square input in pixels; must be a multiple of patch_size"""
-    num_classes: int = Field(1000, ge=1)
-    """outputs of the head"""
-    pool: Literal["token", "gap"] = "token"
-    """what the head sees: a class token, or the mean over the patches"""
-    pos_embed: Literal["learned", "sincos2d", "none"] = "learned"
-    """position embedding, added once before the encoder"""
-    representation_size: int | None = Field(None, ge=1)
-    """width of the tanh layer before the head (pretraining head of the paper); none = a single linear head"""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """after every dense layer except qkv, and after adding the position embedding"""
-    head_bias: float = 0.0
-    """initial bias of the head; -10 for sigmoid pretraining on many classes"""
-
-    @model_validator(mode="before")
-    @classmethod
-    def fill_in_size(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        name = values.get("name", "custom")
-        if not isinstance(name, str):
-            return values
-        if name != "custom" and name not in ZOO:
-            raise ValueError(f"unknown model name {name!r}; allowed: custom, {', '.join(ZOO)}")
-        size = ZOO.get(name, {})
-        if differing := [key for key, value in size.items() if values.get(key, value) != value]:
-            own = ", ".join(f"{key} {size[key]}" for key in differing)
-            given = ", ".join(f"{key}: {values[key]}" for key in differing)
-            raise ValueError(f"model {name} has {own}, and {given} is given beside it; use name: custom for other sizes")
-        return {**size, **values}
-
-    @model_validator(mode="after")
-    def shapes_fit(self) -> Self:
-        if self.image_size % self.patch_size:
-            near = self.image_size // self.patch_size * self.patch_size
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; "
-                f"use {near or self.patch_size} or {near + self.patch_size}"
-            )
-        if self.width % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} does not divide width {self.width}")
-        if self.pos_embed == "sincos2d" and self.width % 4:
-            raise ValueError(f"pos_embed sincos2d needs a width that 4 divides, found {self.width}")
-        return self
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along a side."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens before the patches."""
-        return int(self.pool == "token")
-
-    @property
-    def num_tokens(self) -> int:
-        return self.grid_size**2 + self.num_prefix_tokens
-
-    def architecture_differences(self, other: "ModelConfig") -> list[str]:
-        """`width: 768 here, 1024 there` for everything that keeps the one's weights from fitting the other."""
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in ARCHITECTURE)
-        return [f"{name}: {mine} here, {theirs} there" for name, mine, theirs in pairs if mine != theirs]
 
 
 class InitConfig(Section):
     """Where the weights start from, instead of at random."""
 
     source: str = Field(alias="from")
-    """a checkpoint directory, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID`"""
-    pos_embed: Literal["interpolate", "reinit"] = "interpolate"
-    """the position embedding at another resolution: resized, or new and random (to see what resizing buys)"""
+    """a checkpoint directory, a file of weights, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID`"""
+    pos_embed: Literal["linear", "bicubic", "reinit"] = "linear"
+    """the position embedding at another resolution: resized as the official code does, or antialiased bicubic as DeiT and timm,
+    or new and random (to see what resizing buys)"""
 
 
 class ScheduleConfig(Section):
@@ -222,8 +140,8 @@ class RunConfig(Section):
     """folder that holds the run directories"""
     seed: int = Field(0, ge=0, lt=2**64)
     """of initialisation, order and augmentation"""
-    model: ModelConfig
-    """the Vision Transformer"""
+    model: SerializeAsAny[ModelConfig]
+    """the model"""
     init: InitConfig | None = None
     """pretrained weights to start from"""
     data: DataConfig

@@ -59,8 +59,8 @@ class Engine:
     def module(self) -> nn.Module:
         return self._engine.module
 
-    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:  # -> logits_BK
-        return self._engine(images_BCHW)
+    def __call__(self, images_BCHW: torch.Tensor, *chance_BL2: torch.Tensor) -> torch.Tensor:  # -> logits_BK
+        return self._engine(images_BCHW, *chance_BL2)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -9,7 +9,8 @@ import torch
 from data_pipeline.draw import Purpose, words
 from data_pipeline.loader import Batch
 from data_pipeline.mixing import prepare
-from data_pipeline.order import fingerprint
+from data_pipeline.noise import splitmix64, uniform_noise
+from data_pipeline.order import Slots, fingerprint
 from vitscale.checkpoint import save
 from vitscale.config import RunConfig
 from vitscale.duration import Duration
@@ -18,6 +19,7 @@ from vitscale.evaluate import evaluate
 from vitscale.ledger import Ledger
 from vitscale.loss import LOSSES, smooth
 from vitscale.meter import Meter
+from vitscale.model.config import ViTConfig
 from vitscale.progress import TrainProgress
 from vitscale.rundir import RunDir
 from vitscale.schedule import learning_rate
@@ -95,7 +97,8 @@ def train_step(engine: Engine, batch: Batch, cfg: RunConfig, state: TrainState, 
     for micro_step, micro in enumerate(batch.split(engine.micro_batch)):
         seed_dropout(cfg.seed, state.step, engine.world.rank, micro_step)
         images, targets = prepare(micro.to(engine.world.device), cfg.data, cfg.model.num_classes, engine.dtype)
-        loss = LOSSES[cfg.train.loss](engine(images), smooth(targets, cfg.train.label_smoothing)).mean()
+        logits = engine(images, *drop_path_chance(micro.slots, cfg, engine.world.device))
+        loss = LOSSES[cfg.train.loss](logits, smooth(targets, cfg.train.label_smoothing)).mean()
         engine.backward_and_step(loss)
         loss_sum += loss.detach()
     take_in(state, batch, cfg.train.global_batch, engine.world.rank)
@@ -114,6 +117,16 @@ def take_in(state: TrainState, batch: Batch, global_batch: int, rank: int) -> No
 def seed_dropout(seed: int, step: int, rank: int, micro_step: int) -> None:
     """Dropout masks follow from (seed, step, rank, micro-step): the same after a restart, not on another layout."""
     torch.manual_seed(int(words(1, seed, Purpose.DROPOUT, step, rank, micro_step)[0] >> 1))
+
+
+def drop_path_chance(slots: Slots, cfg: RunConfig, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """What decides which image skips which branch, if any does: keyed by (seed, epoch, sample), so equal on every layout."""
+    if not isinstance(cfg.model, ViTConfig) or cfg.model.drop_path == 0.0:
+        return ()
+    key = int(words(1, cfg.seed, Purpose.DROP_PATH).view("int64")[0])
+    epoch_B, sample_B = (torch.from_numpy(column) for column in slots)
+    word_B = splitmix64(splitmix64(epoch_B + key) + sample_B).to(device, non_blocking=True)
+    return (uniform_noise(word_B, cfg.model.depth, 2),)
 
 
 class Losses:

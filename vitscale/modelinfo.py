@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import SerializeAsAny, ValidationError
 
 from data_pipeline.config import Channels, DataConfig, Section
-from vitscale.config import ModelConfig
 from vitscale.errors import ModelError
+from vitscale.model.config import ModelConfig
 
 FILE = "model.json"
 WEIGHTS = "weights.safetensors"
@@ -17,7 +17,7 @@ WEIGHTS = "weights.safetensors"
 class ModelInfo(Section):
     """Architecture, preprocessing and class names."""
 
-    model: ModelConfig
+    model: SerializeAsAny[ModelConfig]
     mean: Channels
     std: Channels
     interpolation: Literal["bilinear", "bicubic"]

@@ -10,14 +10,15 @@ from vitscale.config import OptimConfig
 
 # Tensors as large as the parameter that each optimiser keeps; they go into checkpoints.
 STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
-NO_DECAY = ("cls_token", "pos_embed")
+# As big_vision, which decays kernels alone.
+NO_DECAY = ("cls_token", "pos_embed.", "relative_keys.", "attention_pool.probe")
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices decay; biases, norms, tokens and position embeddings do not."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decay = [p for name, p in named if p.ndim > 1 and name not in NO_DECAY]
-    rest = [p for name, p in named if not (p.ndim > 1 and name not in NO_DECAY)]
+    decay = [p for name, p in named if p.ndim > 1 and not name.startswith(NO_DECAY)]
+    rest = [p for name, p in named if p.ndim == 1 or name.startswith(NO_DECAY)]
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 

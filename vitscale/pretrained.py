@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from data_pipeline.decode import to_rgb
 from data_pipeline.mixing import normalise
 from data_pipeline.views import eval_view
-from vitscale.config import ModelConfig
 from vitscale.errors import ModelError
-from vitscale.model.vit import ViT
+from vitscale.model.build import Model, build
+from vitscale.model.config import ModelConfig
 from vitscale.modelinfo import WEIGHTS, ModelInfo, read_model_info
 from vitscale.source import locate
 from vitscale.tracking import tracking_uri
+from vitscale.weights.transfer import fill
 
 
 class Guess(NamedTuple):
@@ -33,7 +34,7 @@ class Guess(NamedTuple):
 class Pretrained:
     """A model in evaluation mode with what belongs to it."""
 
-    model: ViT
+    model: Model
     transform: Callable[[Image.Image], torch.Tensor]  # PIL image -> CHW float32
     classes: list[str]
     info: ModelInfo
@@ -49,11 +50,11 @@ class Pretrained:
         ]
 
 
-def build_model(config: ModelConfig | str, **changes: int | float | str | None) -> ViT:
+def build_model(config: ModelConfig | str, **changes: int | float | str | None) -> Model:
     """A freshly initialised model: `build_model("vit-b16", image_size=384, num_classes=10)`."""
     if isinstance(config, str):
-        return ViT(ModelConfig.model_validate({"name": config, **changes}))
-    return ViT(config)
+        config = ModelConfig.model_validate({"name": config, **changes})
+    return build(config)
 
 
 def load_pretrained(source: str | Path, tracking: str | None = None) -> Pretrained:
@@ -63,23 +64,9 @@ def load_pretrained(source: str | Path, tracking: str | None = None) -> Pretrain
     """
     folder = locate(str(source), tracking or tracking_uri(None, "runs"))
     info = read_model_info(folder)
-    model = ViT(info.model).eval()
-    fill(model, load_file(folder / WEIGHTS), folder / WEIGHTS)
+    model = build(info.model).eval()
+    fill(model, load_file(folder / WEIGHTS), info.model, folder / WEIGHTS)
     return Pretrained(model, eval_transform(info), list(info.classes), info)
-
-
-@torch.no_grad()
-def fill(model: ViT, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Set every parameter from the file; names and shapes must be exactly the model's."""
-    parameters = dict(model.named_parameters())
-    if differ := sorted(weights.keys() ^ parameters.keys()):
-        raise ModelError(
-            f"{path}: tensors {', '.join(differ)} are in only one of file and model; model.json is of another model"
-        )
-    for name, parameter in parameters.items():
-        if parameter.shape != weights[name].shape:
-            raise ModelError(f"{path}: {name} is {list(weights[name].shape)}, model.json says {list(parameter.shape)}")
-        parameter.copy_(weights[name])
 
 
 def open_image(path: Path) -> Image.Image:

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from vitscale.config import InitConfig, ModelConfig
+from vitscale.config import InitConfig
 from vitscale.errors import ModelError
+from vitscale.model.config import ModelConfig
 from vitscale.modelinfo import FILE as MODEL_INFO
 from vitscale.modelinfo import WEIGHTS, read_model_info
 from vitscale.sums import verify, write_sums

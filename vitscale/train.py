@@ -31,7 +31,7 @@ from vitscale.config import HardwareConfig, RunConfig, grad_accum, micro_batch
 from vitscale.engine import Engine
 from vitscale.errors import USER_ERRORS, TrackingError
 from vitscale.loop import Cadence, fit
-from vitscale.model.vit import ViT
+from vitscale.model.build import Model, build
 from vitscale.modelinfo import WEIGHTS, ModelInfo, read_model_info
 from vitscale.progress import say
 from vitscale.rundir import RunDir, replace_text
@@ -75,16 +75,16 @@ def open_run(cfg: RunConfig, world: World) -> tuple[RunDir, Origin | None]:
     return run, world.broadcast(origin)
 
 
-def build_model(cfg: RunConfig, run: RunDir, world: World) -> ViT:
+def build_model(cfg: RunConfig, run: RunDir, world: World) -> Model:
     """The model as initialised, on top of it the pretrained weights where the recipe names some."""
-    model = ViT(cfg.model)
+    model = build(cfg.model)
     if cfg.init:
-        fates = transfer(model, load_file(run.init / WEIGHTS), read_model_info(run.init).model, cfg.init.pos_embed == "reinit")
+        fates = transfer(model, load_file(run.init / WEIGHTS), read_model_info(run.init).model, cfg.init.pos_embed)
         say(f"{cfg.name}: from {cfg.init.source}: {summarise(fates)}", world.is_main)
     return model
 
 
-def build_engine(model: ViT, cfg: RunConfig, world: World) -> Engine:
+def build_engine(model: Model, cfg: RunConfig, world: World) -> Engine:
     micro, accum = micro_batch(cfg, world.size), grad_accum(cfg, world.size)
     return Engine(model, cfg.optim, cfg.hardware, micro, accum, world)
 

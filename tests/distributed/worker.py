@@ -14,7 +14,7 @@ from vitscale.checkpoint import complete, restore, save
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
 from vitscale.loop import Cadence, Losses, total_fingerprint, train_step, validate
-from vitscale.model.vit import ViT
+from vitscale.model.build import build
 from vitscale.modelinfo import WEIGHTS
 from vitscale.state import TrainState
 from vitscale.train import build_engine, build_train_loader, build_val_loader, open_run, open_shards
@@ -32,7 +32,7 @@ class Training:
         self.train = open_shards(cfg.data.train, cfg.hardware)
         self.cadence = Cadence.of(cfg, len(self.train))
         torch.manual_seed(cfg.seed)
-        self.engine: Engine = build_engine(ViT(cfg.model), cfg, world)
+        self.engine: Engine = build_engine(build(cfg.model), cfg, world)
         self.state: TrainState = restore(self.run, self.engine, self.train.digest)
 
     def go(self, stop: int) -> list[float]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vitscale.config import ModelConfig
+from vitscale.model.config import ViTConfig
 from vitscale.model.flops import forward_macs, train_flops
 
 
@@ -21,17 +21,17 @@ from vitscale.model.flops import forward_macs, train_flops
     ],
 )
 def test_training_gflops_per_image(name, image_size, gflops):
-    assert round(train_flops(ModelConfig(name=name, image_size=image_size)) / 1e9, 1) == gflops
+    assert round(train_flops(ViTConfig(name=name, image_size=image_size)) / 1e9, 1) == gflops
 
 
 @pytest.mark.parametrize(("name", "gmacs"), [("vit-b16", 17.6), ("vit-l16", 61.6), ("vit-h14", 167.3)])
 def test_forward_gmacs_at_224(name, gmacs):
-    assert round(forward_macs(ModelConfig(name=name)) / 1e9, 1) == gmacs
+    assert round(forward_macs(ViTConfig(name=name)) / 1e9, 1) == gmacs
 
 
 def test_every_matrix_product_is_counted():
     """A model small enough to count by hand: 4 patches and a class token, D = 8, one block, MLP 16, 3 classes."""
-    model = ModelConfig(
+    model = ViTConfig(
         patch_size=2, width=8, depth=1, num_heads=2, mlp_dim=16, image_size=4, num_classes=3, representation_size=5
     )
     patches = 4 * 12 * 8

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vitscale.config import ModelConfig, OptimConfig
+from vitscale.config import OptimConfig
+from vitscale.model.config import ViTConfig
 from vitscale.model.vit import ViT
 from vitscale.optim import STATE, build_optimizer, fresh_state, set_learning_rate
 
@@ -66,9 +67,7 @@ def test_steps_equal_the_float64_reference(name, reference):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_only_matrices_decay(name):
-    cfg = ModelConfig(
-        patch_size=4, width=8, depth=2, num_heads=2, mlp_dim=16, image_size=8, num_classes=3, representation_size=4
-    )
+    cfg = ViTConfig(patch_size=4, width=8, depth=2, num_heads=2, mlp_dim=16, image_size=8, num_classes=3, representation_size=4)
     model = ViT(cfg)
     decays = {
         id(p): group["weight_decay"] for group in build_optimizer(model, CONFIGS[name]).param_groups for p in group["params"]

@@ -5,7 +5,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from vitscale.config import ModelConfig
+from vitscale.model.config import ViTConfig
 from vitscale.model.posembed import resize, sincos2d
 from vitscale.model.vit import ViT
 
@@ -67,7 +67,7 @@ def test_sincos2d_is_the_formula(grid, width):
 
 def test_sincos2d_is_added_to_patches_only_and_is_not_a_weight():
     sizes = {"patch_size": 4, "width": 8, "depth": 1, "num_heads": 1, "mlp_dim": 8, "image_size": 12, "pos_embed": "sincos2d"}
-    model = ViT(ModelConfig(**sizes))
+    model = ViT(ViTConfig(**sizes))
     assert "pos_embed" not in model.state_dict()
     assert not model.pos_embed[0, 0].any()
     assert torch.equal(model.pos_embed[0, 1:], sincos2d(3, 8))
@@ -77,7 +77,7 @@ def test_sincos2d_is_added_to_patches_only_and_is_not_a_weight():
 def test_without_a_position_embedding_the_order_of_patches_does_not_matter(pos_embed):
     torch.manual_seed(0)
     sizes = {"patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 16, "image_size": 8, "num_classes": 4}
-    model = ViT(ModelConfig(**sizes, pos_embed=pos_embed)).eval()
+    model = ViT(ViTConfig(**sizes, pos_embed=pos_embed)).eval()
     torch.nn.init.normal_(model.head.weight)
     image = torch.randn(1, 3, 8, 8)
     swapped = image.roll(4, dims=3)  # the left patches change places with the right ones

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 
-from vitscale.config import ModelConfig
+from vitscale.model.config import ViTConfig
 from vitscale.model.vit import PatchEmbed, ViT
 from vitscale.model.zoo import ZOO
 
@@ -60,7 +60,7 @@ def logits(image, w, cfg):
     z = patches @ w["patch_embed.proj.weight"].T + w["patch_embed.proj.bias"]
     if cfg.pool == "token":
         z = np.concatenate([w["cls_token"][0], z])
-    if cfg.pos_embed == "learned":
+    if cfg.pos_embed == "learned1d":
         z = z + w["pos_embed"][0]
     for block in range(cfg.depth):
         name = f"blocks.{block}"
@@ -76,9 +76,9 @@ def logits(image, w, cfg):
 
 @pytest.mark.parametrize("pool", ["token", "gap"])
 @pytest.mark.parametrize("representation_size", [None, 16])
-@pytest.mark.parametrize("pos_embed", ["learned", "none"])
+@pytest.mark.parametrize("pos_embed", ["learned1d", "none"])
 def test_forward_is_the_papers(pool, representation_size, pos_embed):
-    cfg = ModelConfig(**SIZES, pool=pool, representation_size=representation_size, pos_embed=pos_embed)
+    cfg = ViTConfig(**SIZES, pool=pool, representation_size=representation_size, pos_embed=pos_embed)
     model = randomised(cfg)
     weights = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
     images = torch.randn(4, 3, 12, 12)
@@ -116,17 +116,17 @@ def test_patch_embedding_is_a_convolution_of_stride_p(patch_size):
 )
 def test_parameters_of_the_papers_models(name, parameters):
     with torch.device("meta"):
-        assert sum(p.numel() for p in ViT(ModelConfig(name=name)).parameters()) == parameters
+        assert sum(p.numel() for p in ViT(ViTConfig(name=name)).parameters()) == parameters
 
 
 @pytest.mark.parametrize("change", [{"image_size": 24}, {"num_classes": 9}, {"representation_size": 8}, {"dropout": 0.5}])
 def test_equal_architectures_have_equal_tensors_but_for_head_and_positions(change):
     def shapes(**changes):
         with torch.device("meta"):
-            parameters = ViT(ModelConfig(**{**SIZES, **changes})).named_parameters()
+            parameters = ViT(ViTConfig(**{**SIZES, **changes})).named_parameters()
         return {name: p.shape for name, p in parameters if not name.startswith(("head", "pre_logits", "pos_embed"))}
 
-    assert ModelConfig(**SIZES).architecture_differences(ModelConfig(**{**SIZES, **change})) == []
+    assert ViTConfig(**SIZES).architecture_differences(ViTConfig(**{**SIZES, **change})) == []
     assert shapes() == shapes(**change)
 
 
@@ -134,7 +134,7 @@ def test_equal_architectures_have_equal_tensors_but_for_head_and_positions(chang
 def base():
     """As initialised: one block of ViT-B/16 with the pretraining head."""
     torch.manual_seed(0)
-    return ViT(ModelConfig(**{**ZOO["vit-b16"], "depth": 1}, representation_size=768, num_classes=100, head_bias=-10.0))
+    return ViT(ViTConfig(**{**ZOO["vit-b16"], "depth": 1}, representation_size=768, num_classes=100, head_bias=-10.0))
 
 
 def assert_distribution(tensor, distribution):
@@ -188,8 +188,8 @@ def test_the_first_logits_are_the_head_bias(base):
 
 
 def test_dropout_is_off_in_evaluation_and_on_in_training():
-    model = randomised(ModelConfig(**SIZES, dropout=0.5))
-    plain = randomised(ModelConfig(**SIZES))
+    model = randomised(ViTConfig(**SIZES, dropout=0.5))
+    plain = randomised(ViTConfig(**SIZES))
     images = torch.randn(2, 3, 12, 12)
     assert torch.equal(model(images), plain(images))
     model.train()
@@ -199,7 +199,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training():
 
 def test_dropout_stands_where_the_official_code_has_it():
     """After the position embedding, attention's output, GELU and the MLP's output; never after qkv."""
-    model = ViT(ModelConfig(**SIZES, dropout=0.25))
+    model = ViT(ViTConfig(**SIZES, dropout=0.25))
     shapes = []
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -211,7 +211,7 @@ def test_dropout_stands_where_the_official_code_has_it():
 
 
 def test_layer_norms_are_computed_in_fp32():
-    model = randomised(ModelConfig(**SIZES))
+    model = randomised(ViTConfig(**SIZES))
     tokens = torch.randn(2, 10, 24) * 50 + 300  # a mean that bf16 arithmetic would not survive
     half = tokens.bfloat16()
     expected = F.layer_norm(half.double(), (24,), model.norm.weight.double(), model.norm.bias.double(), 1e-6)

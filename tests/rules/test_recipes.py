@@ -8,7 +8,7 @@ import torch
 from vitscale import recipe
 from vitscale.config import grad_accum, micro_batch
 from vitscale.duration import Duration
-from vitscale.model.vit import ViT
+from vitscale.model.build import build
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FILES = sorted(path for path in RECIPES.rglob("*.yaml") if path.name != "base.yaml")
@@ -52,7 +52,7 @@ def test_it_can_be_laid_out(path, ranks):
 def test_its_model_maps_its_images_to_its_classes(path):
     cfg = recipe.load(path)
     with torch.device("meta"):
-        logits = ViT(cfg.model)(torch.empty(2, 3, cfg.model.image_size, cfg.model.image_size))
+        logits = build(cfg.model)(torch.empty(2, 3, cfg.model.image_size, cfg.model.image_size))
     assert logits.shape == (2, cfg.model.num_classes)
 
 

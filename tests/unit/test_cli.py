@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vitscale import cli
-from vitscale.config import ModelConfig
+from vitscale.model.config import ViTConfig
 from vitscale.model.vit import ViT
 from vitscale.modelinfo import ModelInfo
 from vitscale.sums import write_sums
@@ -284,7 +284,7 @@ def test_eval_on_data_of_more_classes_than_the_model_has(vitscale_here, publishe
     info = json.loads((published_files / "model.json").read_text())
     info["model"]["num_classes"] = 2
     (published_files / "model.json").write_text(json.dumps(info))
-    save_file(ViT(ModelConfig(**info["model"])).state_dict(), published_files / "weights.safetensors")
+    save_file(ViT(ViTConfig(**info["model"])).state_dict(), published_files / "weights.safetensors")
     write_sums(published_files)
     done = vitscale_here("eval", published_files, "--data", manifest)
     assert_one_paragraph(done, f"{manifest}: 3 classes, but model.num_classes is 2")

@@ -5,8 +5,9 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from vitscale.config import ARCHITECTURE, ModelConfig, grad_accum, micro_batch, per_rank_batch
+from vitscale.config import grad_accum, micro_batch, per_rank_batch
 from vitscale.errors import RecipeError
+from vitscale.model.config import ViTConfig
 from vitscale.model.zoo import ZOO
 
 SIZES = {"patch_size": 16, "width": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768}
@@ -26,35 +27,35 @@ SIZES = {"patch_size": 16, "width": 192, "depth": 12, "num_heads": 3, "mlp_dim":
 )
 def test_impossible_models_are_refused(changes, said):
     with pytest.raises(ValidationError, match=said):
-        ModelConfig(**{**SIZES, **changes})
+        ViTConfig(**{**SIZES, **changes})
 
 
 def test_a_name_fills_in_the_sizes():
-    model = ModelConfig(name="vit-l16", depth=24)
+    model = ViTConfig(name="vit-l16", depth=24)
     assert (model.width, model.num_heads, model.mlp_dim, model.patch_size, model.depth) == (1024, 16, 4096, 16, 24)
 
 
 def test_a_size_that_is_not_the_names_is_refused():
     with pytest.raises(ValidationError, match=r"vit-l16 has depth 24, and depth: 3 is given beside it; use name: custom"):
-        ModelConfig(name="vit-l16", depth=3)
+        ViTConfig(name="vit-l16", depth=3)
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_patch_size_is_in_the_name(name):
-    assert name.endswith(str(ModelConfig(name=name).patch_size))
+    assert name.endswith(str(ViTConfig(name=name).patch_size))
 
 
 @pytest.mark.parametrize(("pool", "tokens"), [("token", 197), ("gap", 196)])
 def test_tokens(pool, tokens):
-    assert ModelConfig(name="vit-b16", pool=pool).num_tokens == tokens
+    assert ViTConfig(name="vit-b16", pool=pool).num_tokens == tokens
 
 
 def test_architecture_differences_are_those_that_change_the_encoders_tensors():
     changed = {"patch_size": 32, "width": 96, "depth": 6, "num_heads": 6, "mlp_dim": 100, "pool": "gap", "pos_embed": "none"}
     assert set(changed) == set(ARCHITECTURE)
-    base = ModelConfig(**SIZES)
+    base = ViTConfig(**SIZES)
     for key, value in changed.items():
-        other = ModelConfig(**{**SIZES, key: value})
+        other = ViTConfig(**{**SIZES, key: value})
         assert base.architecture_differences(other) == [f"{key}: {getattr(base, key)} here, {value} there"]
     same = {
         "image_size": 384,
@@ -64,7 +65,7 @@ def test_architecture_differences_are_those_that_change_the_encoders_tensors():
         "head_bias": -10.0,
         "name": "vit-ti16",
     }
-    assert base.architecture_differences(ModelConfig(**{**SIZES, **same})) == []
+    assert base.architecture_differences(ViTConfig(**{**SIZES, **same})) == []
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b"])

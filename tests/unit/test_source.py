@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vitscale.config import InitConfig, ModelConfig
+from vitscale.config import InitConfig
 from vitscale.errors import ModelError
+from vitscale.model.config import ViTConfig
 from vitscale.model.vit import ViT
 from vitscale.modelinfo import ModelInfo
 from vitscale.source import fetch_init, locate
@@ -22,7 +23,7 @@ def checkpoint(config, tmp_path):
     """Make a checkpoint directory of a small model with changes."""
 
     def make(name="checkpoint", **changes):
-        cfg = ModelConfig(**{**SIZES, **changes})
+        cfg = ViTConfig(**{**SIZES, **changes})
         folder = tmp_path / name
         folder.mkdir(parents=True)
         (folder / "model.json").write_text(ModelInfo.of(cfg, config().data, ["a", "b", "c"]).dump())
@@ -34,9 +35,7 @@ def checkpoint(config, tmp_path):
 
 
 def fetch(source, folder):
-    return fetch_init(
-        InitConfig.model_validate({"from": str(source)}), ModelConfig(**SIZES), folder, "sqlite:///never-asked.db"
-    )
+    return fetch_init(InitConfig.model_validate({"from": str(source)}), ViTConfig(**SIZES), folder, "sqlite:///never-asked.db")
 
 
 def test_a_checkpoint_is_copied_whole_and_its_origin_noted(checkpoint, tmp_path):

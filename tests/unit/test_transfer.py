@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from vitscale.config import ModelConfig
 from vitscale.errors import ModelError
 from vitscale.model import posembed
+from vitscale.model.config import ViTConfig
 from vitscale.model.vit import ViT
 from vitscale.weights.transfer import summarise, transfer
 
@@ -15,7 +15,7 @@ SIZES = {"patch_size": 4, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16,
 
 
 def config(**changes):
-    return ModelConfig(**{**SIZES, **changes})
+    return ViTConfig(**{**SIZES, **changes})
 
 
 def weights(cfg):

@@ -1,60 +1,96 @@
 """The Vision Transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1).
 
-B images, C channels, P patch side, G grid side (image side / P), N tokens (G*G, one more with a class token), D width,
-H heads, K classes.
+B images, C channels, P patch side, G patches along a side, N tokens (G*G, one more with a class token), D width, H heads of
+width d = D / H, K classes. How it is laid out, checkpointed or compiled is nobody's business here.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitscale.config import ModelConfig
-from vitscale.model import posembed
-
-EPS = 1e-6  # LayerNorm, as in the official code
+from vitscale.model.config import Grid, ViTConfig
+from vitscale.model.heads import AttentionPool, Head, PreLogits
+from vitscale.model.layers import DropPath, LayerNorm, LayerScale, lecun_normal_, xavier_linear
+from vitscale.model.posembed import PosEmbed, RelativeKeys
+from vitscale.model.resnet import Stem
 
 
 class ViT(nn.Module):
-    """Images to logits: patches, tokens, encoder, head."""
+    """Images to logits: patches, tokens, encoder, head. In evaluation any multiple of the patch will do as height and width."""
 
-    pos_embed: torch.Tensor | None
-
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbed(config.patch_size, config.width)
+        self.stem = None if config.stem_blocks is None else Stem(config.stem_blocks)
+        self.patch_embed = PatchEmbed(config.patch_size, self.stem.channels if self.stem else 3, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.pool == "token" else None
-        posembed.attach(self, config)
+        self.pos_embed = PosEmbed(config) if config.pos_embed in ("learned1d", "learned2d", "sincos2d") else None
+        self.relative_keys = RelativeKeys(config) if config.pos_embed == "relative" else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = LayerNorm(config.width)
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in config.drop_path_rates)
+        self.norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.attention_pool = AttentionPool(config, MLP(config)) if config.pool == "map" else None
         self.pre_logits = PreLogits(config.width, config.representation_size) if config.representation_size else nn.Identity()
         self.head = Head(config.representation_size or config.width, config.num_classes, config.head_bias)
 
-    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:  # -> logits_BK
-        return self.head(self.pre_logits(self.features(images_BCHW)))
+    def forward(self, images_BCHW: torch.Tensor, chance_BL2: torch.Tensor | None = None) -> torch.Tensor:  # -> logits_BK
+        """`chance_BL2`, uniform in [0, 1), decides in training which image skips which branch; default: torch's generator."""
+        return self.head(self.pre_logits(self.features(images_BCHW, chance_BL2)))
 
-    def features(self, images_BCHW: torch.Tensor) -> torch.Tensor:  # -> features_BD
-        """What the head sees: the class token, or the mean over all tokens."""
-        tokens_BND = self.patch_embed(images_BCHW)
+    def features(self, images_BCHW: torch.Tensor, chance_BL2: torch.Tensor | None = None) -> torch.Tensor:  # -> features_BD
+        """What the head sees: the class token (eq. 4), the mean over all tokens, or an attention pool of them."""
+        tokens_BND, grid = self.embed(images_BCHW)
+        tokens_BND = self.norm(self.encode(tokens_BND, grid, chance_BL2))
+        if self.attention_pool is not None:
+            return self.attention_pool(tokens_BND)
+        return tokens_BND[:, 0] if self.cls_token is not None else tokens_BND.mean(dim=1)
+
+    def embed(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, Grid]:
+        """Pixels, or a ResNet's features of them (hybrid), to tokens_BND; and how the patches lie."""
+        grid = self.grid_of(images_BCHW)
+        tokens_BND = self.patch_embed(images_BCHW if self.stem is None else self.stem(images_BCHW))
         if self.cls_token is not None:
             tokens_BND = torch.cat([self.cls_token.expand(len(tokens_BND), -1, -1), tokens_BND], dim=1)
-        if self.pos_embed is not None:
-            tokens_BND = tokens_BND + self.pos_embed
-        tokens_BND = self.dropout(tokens_BND)
-        for block in self.blocks:
-            tokens_BND = block(tokens_BND)
-        tokens_BND = self.norm(tokens_BND)
-        return tokens_BND[:, 0] if self.cls_token is not None else tokens_BND.mean(dim=1)
+        return tokens_BND, grid
+
+    def encode(self, tokens_BND: torch.Tensor, grid: Grid, chance_BL2: torch.Tensor | None = None) -> torch.Tensor:
+        """The blocks, with the position embedding before the first or before each (Table 8)."""
+        if not self.training or self.config.drop_path == 0.0:
+            chance_BL2 = None
+        elif chance_BL2 is None:
+            chance_BL2 = torch.rand(len(tokens_BND), len(self.blocks), 2, device=tokens_BND.device)
+        for layer, block in enumerate(self.blocks):
+            if self.pos_embed is not None:
+                tokens_BND = self.pos_embed(tokens_BND, layer, grid)
+            if layer == 0:
+                tokens_BND = self.dropout(tokens_BND)
+            keys_NNd = None if self.relative_keys is None else self.relative_keys(layer, grid)
+            tokens_BND = block(tokens_BND, keys_NNd, None if chance_BL2 is None else chance_BL2[:, layer])
+        return tokens_BND
+
+    def grid_of(self, images_BCHW: torch.Tensor) -> Grid:
+        """Patches down and across; ValueError where they do not fit."""
+        height, width = images_BCHW.shape[2:]
+        stride, expected = self.config.stride, self.config.image_size
+        if height % stride or width % stride:
+            raise ValueError(f"images are {height} x {width} pixels; the model takes multiples of {stride}, resize or pad them")
+        if self.training and (height, width) != (expected, expected):
+            raise ValueError(
+                f"training images are {height} x {width} pixels, model.image_size is {expected}; other sizes are for evaluation"
+            )
+        return height // stride, width // stride
 
 
 class PatchEmbed(nn.Module):
-    """Each P x P patch, flattened in (row, column, channel) order, times one matrix (eq. 1): a convolution of stride P."""
+    """Each P x P patch, flattened in (row, column, channel) order, times one matrix (eq. 1): a convolution of stride P.
 
-    def __init__(self, patch_size: int, width: int) -> None:
+    Hybrids take the cells of a feature map as patches (section 3.1, "Hybrid Architecture").
+    """
+
+    def __init__(self, patch_size: int, channels: int, width: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Linear(3 * patch_size**2, width)
+        self.proj = nn.Linear(patch_size**2 * channels, width)
         lecun_normal_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 
@@ -66,17 +102,24 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each after a LayerNorm and added to its input (eq. 2 and 3)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ViTConfig, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(config.width)
+        self.norm1 = LayerNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config.width, config.num_heads)
-        self.norm2 = LayerNorm(config.width)
-        self.mlp = MLP(config.width, config.mlp_dim, config.dropout)
+        self.scale1 = LayerScale(config.width, config.layer_scale) if config.layer_scale else nn.Identity()
+        self.norm2 = LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = MLP(config)
+        self.scale2 = LayerScale(config.width, config.layer_scale) if config.layer_scale else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:  # -> tokens_BND
-        tokens_BND = tokens_BND + self.dropout(self.attention(self.norm1(tokens_BND)))
-        return tokens_BND + self.mlp(self.norm2(tokens_BND))
+    def forward(
+        self, tokens_BND: torch.Tensor, keys_NNd: torch.Tensor | None = None, chance_B2: torch.Tensor | None = None
+    ) -> torch.Tensor:  # -> tokens_BND
+        chance1_B, chance2_B = (None, None) if chance_B2 is None else chance_B2.unbind(1)
+        branch_BND = self.scale1(self.dropout(self.attention(self.norm1(tokens_BND), keys_NNd)))
+        tokens_BND = tokens_BND + self.drop_path(branch_BND, chance1_B)
+        return tokens_BND + self.drop_path(self.scale2(self.mlp(self.norm2(tokens_BND))), chance2_B)
 
 
 class Attention(nn.Module):
@@ -85,72 +128,32 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        # Xavier on each of q, k, v: on the fused matrix its limit would be too small by sqrt(2).
-        for weight in (*self.qkv.weight.data.chunk(3), self.out.weight):
-            nn.init.xavier_uniform_(weight)
-        nn.init.zeros_(self.qkv.bias)
-        nn.init.zeros_(self.out.bias)
+        self.qkv = xavier_linear(width, width, copies=3)
+        self.out = xavier_linear(width, width)
 
-    def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:  # -> tokens_BND
+    def forward(self, tokens_BND: torch.Tensor, keys_NNd: torch.Tensor | None = None) -> torch.Tensor:  # -> tokens_BND
+        """`keys_NNd`: a key for the relative position of each pair of tokens; q times it joins the logits (appendix D.4)."""
         qkv = self.qkv(tokens_BND).unflatten(2, (3, self.num_heads, -1))
         q_BHNd, k_BHNd, v_BHNd = qkv.permute(2, 0, 3, 1, 4)
-        mixed_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd)
+        bias_BHNN = None
+        if keys_NNd is not None:
+            bias_BHNN = torch.einsum("bhnd,nmd->bhnm", q_BHNd * q_BHNd.shape[-1] ** -0.5, keys_NNd)
+        mixed_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd, attn_mask=bias_BHNN)
         return self.out(mixed_BHNd.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
-    """Two layers with a GELU between (the tanh form, as in the official code)."""
+    """Two layers with a GELU between."""
 
-    def __init__(self, width: int, mlp_dim: int, dropout: float) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, mlp_dim)
-        self.fc2 = nn.Linear(mlp_dim, width)
-        self.dropout = nn.Dropout(dropout)
+        self.approximate = "tanh" if config.gelu == "tanh" else "none"
+        self.fc1 = xavier_linear(config.width, config.mlp_dim)
+        self.fc2 = xavier_linear(config.mlp_dim, config.width)
+        self.dropout = nn.Dropout(config.dropout)
         for layer in (self.fc1, self.fc2):
-            nn.init.xavier_uniform_(layer.weight)
             nn.init.normal_(layer.bias, std=1e-6)
 
     def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:  # -> tokens_BND
-        hidden = self.dropout(F.gelu(self.fc1(tokens_BND), approximate="tanh"))
+        hidden = self.dropout(F.gelu(self.fc1(tokens_BND), approximate=self.approximate))
         return self.dropout(self.fc2(hidden))
-
-
-class PreLogits(nn.Module):
-    """The hidden layer of the pretraining head (section 3.1: "a MLP with one hidden layer at pre-training time")."""
-
-    def __init__(self, width: int, representation_size: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(width, representation_size)
-        lecun_normal_(self.fc.weight)
-        nn.init.zeros_(self.fc.bias)
-
-    def forward(self, features_BD: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.fc(features_BD))
-
-
-class Head(nn.Linear):
-    """Zero weights, so that the first logits are all `bias` (-10 for sigmoid pretraining on many classes)."""
-
-    def __init__(self, width: int, num_classes: int, bias: float) -> None:
-        super().__init__(width, num_classes)
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.bias, bias)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Computed in fp32 whatever the input's type."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=EPS)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        normal = F.layer_norm(tokens.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
-        return normal.to(tokens.dtype)
-
-
-def lecun_normal_(weight: torch.Tensor) -> None:
-    """Normal of variance 1 / fan_in, truncated at two sigma and rescaled, as jax.nn.initializers.lecun_normal."""
-    std = weight.shape[1] ** -0.5 / 0.87962566103423978
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -1,15 +1,18 @@
-"""Pretrained weights into a new model: what fits is kept, the position embedding is resized, the head is new."""
+"""Pretrained weights into a new model: what fits is kept, position embeddings are resized, the head is new."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
+from torch import nn
 
-from vitscale.config import ModelConfig
 from vitscale.errors import ModelError
 from vitscale.model import posembed
-from vitscale.model.vit import ViT
+from vitscale.model.build import Model, parameter_shapes
+from vitscale.model.config import ModelConfig, ViTConfig
 
-HEAD, PRE_LOGITS, POS_EMBED = "head.", "pre_logits.", "pos_embed"
+HEAD = ("head.", "pre_logits.")
+POSITIONS = ("pos_embed.", "relative_keys.")
 
 
 class Fate(NamedTuple):
@@ -21,52 +24,80 @@ class Fate(NamedTuple):
 
 
 @torch.no_grad()
-def transfer(model: ViT, weights: dict[str, torch.Tensor], source: ModelConfig, reinit_pos_embed: bool = False) -> list[Fate]:
+def fill(model: nn.Module, weights: dict[str, torch.Tensor], config: ModelConfig, path: Path) -> None:
+    """Set every parameter from the file; names and shapes must be exactly the model's."""
+    check_tensors(weights, config, str(path))
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+
+
+@torch.no_grad()
+def transfer(
+    model: Model,
+    weights: dict[str, torch.Tensor],
+    source: ModelConfig,
+    pos_embed: Literal["linear", "bicubic", "reinit"] = "linear",
+) -> list[Fate]:
     """Fill `model` from the weights of a model with config `source`; its head stays as initialised (ViT paper, section 3.2).
 
-    Raises ModelError when anything but head, pre-logits and position embedding differs.
+    Raises ModelError when anything but head, pre-logits and resolution differs, or when the weights are not those of `source`.
     """
     if differences := source.architecture_differences(model.config):
         raise ModelError(f"the pretrained model does not fit: {'; '.join(differences)} (here = pretrained, there = recipe)")
-    fates = []
-    for name, target in model.named_parameters():
-        if name.startswith((HEAD, PRE_LOGITS)):
-            fates.append(Fate(name, "new"))
-        elif name not in weights:
-            raise ModelError(f"the pretrained weights have no tensor {name}; they are incomplete")
-        elif weights[name].shape != (shape := _source_shape(name, target, source)):
-            shapes = f"{list(weights[name].shape)} in the file, {list(shape)} in the model"
-            raise ModelError(f"pretrained tensor {name}: {shapes}; the file does not match its model.json")
-        elif name == POS_EMBED:
-            fates.append(_transfer_pos_embed(target, weights[name], source, model.config, reinit_pos_embed))
-        else:
-            target.copy_(weights[name])
-            fates.append(Fate(name, "kept"))
-    known = dict(model.named_parameters())
-    for name in sorted(weights.keys() - known.keys()):
-        if not name.startswith((HEAD, PRE_LOGITS)):
-            raise ModelError(f"pretrained tensor {name} has no place in the model")
-        fates.append(Fate(name, "dropped"))
-    return fates
+    check_tensors(weights, source, "the pretrained weights")
+    fates = [_move(name, target, weights, source, model.config, pos_embed) for name, target in model.named_parameters()]
+    dropped = [name for name in sorted(weights) if name.startswith(HEAD)]
+    return fates + [Fate(name, "dropped", _shape(weights[name])) for name in dropped]
 
 
-def _source_shape(name: str, target: torch.Tensor, source: ModelConfig) -> tuple[int, ...]:
-    """The shape of a pretrained tensor that is kept or resized."""
-    return (1, source.num_tokens, source.width) if name == POS_EMBED else tuple(target.shape)
+def check_tensors(weights: dict[str, torch.Tensor], config: ModelConfig, where: str) -> None:
+    """ModelError unless these are exactly the tensors of a model with this config."""
+    expected = parameter_shapes(config)
+    problems = [f"{name} {_shape(shape)} is missing" for name, shape in expected.items() if name not in weights]
+    problems += [f"{name} {_shape(weights[name])} has no place in the model" for name in sorted(weights.keys() - expected)]
+    for name, shape in expected.items():
+        if name in weights and weights[name].shape != shape:
+            problems.append(f"{name} is {_shape(weights[name])}, the model has {_shape(shape)}")
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ModelError(
+            f"{where}: not the tensors of this {config.name} model: {'; '.join(problems[:5])}{more}; "
+            "the file is of another model, or model.json is"
+        )
 
 
-def _transfer_pos_embed(target: torch.Tensor, table: torch.Tensor, source: ModelConfig, new: ModelConfig, reinit: bool) -> Fate:
-    if reinit:
-        return Fate(POS_EMBED, "new", "as the recipe asks")
-    if source.grid_size == new.grid_size:
-        target.copy_(table)
-        return Fate(POS_EMBED, "kept")
-    target.copy_(posembed.resize(table.float(), source.grid_size, new.grid_size, new.num_prefix_tokens))
-    return Fate(POS_EMBED, "resized", f"{source.grid_size}x{source.grid_size} -> {new.grid_size}x{new.grid_size}")
+def _move(
+    name: str, target: torch.Tensor, weights: dict[str, torch.Tensor], source: ModelConfig, new: ModelConfig, method: str
+) -> Fate:
+    """One tensor of the new model: from where it comes."""
+    if name.startswith(HEAD):
+        return Fate(name, "new", _shape(target))
+    if name.startswith(POSITIONS):
+        assert isinstance(source, ViTConfig) and isinstance(new, ViTConfig)
+        if method == "reinit":
+            return Fate(name, "new", "as the recipe asks")
+        if source.grid != new.grid:
+            target.copy_(resized(name, weights[name], source, new, "bicubic" if method == "bicubic" else "linear"))
+            return Fate(name, "resized", " -> ".join("{}x{}".format(*config.grid) for config in (source, new)))
+    target.copy_(weights[name])
+    return Fate(name, "kept", _shape(target))
+
+
+def resized(name: str, table: torch.Tensor, source: ViTConfig, new: ViTConfig, method: posembed.Method) -> torch.Tensor:
+    """A parameter of the position embedding for the grid of another config."""
+    if name == "relative_keys.table":
+        return posembed.resize_relative(table, source.grid, new.grid, method)
+    if name == "pos_embed.table":
+        return posembed.resize(table, source.grid, new.grid, new.num_prefix_tokens, method)
+    return posembed.resize_axis(table, new.grid[name == "pos_embed.columns"], method)
+
+
+def _shape(tensor: torch.Tensor | torch.Size) -> str:
+    return str(list(tensor.shape if isinstance(tensor, torch.Tensor) else tensor))
 
 
 def summarise(fates: list[Fate]) -> str:
-    """`10 kept, 1 resized (pos_embed 4x4 -> 6x6), 2 new (head.weight, head.bias)`"""
+    """`10 kept, 1 resized (pos_embed.table 4x4 -> 6x6), 2 new (head.weight [10, 64], head.bias [10])`"""
     parts = []
     for fate in ("kept", "resized", "new", "dropped"):
         found = [f for f in fates if f.fate == fate]
@@ -74,3 +105,9 @@ def summarise(fates: list[Fate]) -> str:
             names = ", ".join(" ".join(filter(None, (f.name, f.detail))) for f in found)
             parts.append(f"{len(found)} {fate}" + ("" if fate == "kept" else f" ({names})"))
     return ", ".join(parts)
+
+
+def table(fates: list[Fate]) -> str:
+    """One line per tensor."""
+    width = max(len(fate.name) for fate in fates)
+    return "\n".join(f"{fate.name:<{width}}  {fate.fate:<8} {fate.detail}".rstrip() for fate in fates)
