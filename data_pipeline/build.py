@@ -29,10 +29,10 @@ from data_pipeline.draw import Purpose, permutation
 from data_pipeline.encode import Encoded, Encoding, encode
 from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.labels import Labels
-from data_pipeline.manifest import Manifest, index_beside, read_manifest
+from data_pipeline.manifest import Manifest, Row, index_beside, read_manifest
 from data_pipeline.pool import in_processes
 from data_pipeline.remote import shown
-from data_pipeline.shardlist import Row, Task, download, expand, index_shard, list_rows
+from data_pipeline.shardlist import Task, download, expand, index_shard, list_rows
 from data_pipeline.sources import Reading, Source, collect
 
 RATIO_IMAGES = 64  # encoded to see how large images become

@@ -10,7 +10,6 @@ import operator
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -39,8 +38,7 @@ ROW = np.dtype(
 )
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One sample as found in a tar; the numbers are those of ROW."""
 
     key: str
@@ -151,15 +149,15 @@ def encode_index(entries: Iterable[Entry]) -> bytes:
     entries = list(entries)
     keys = [entry.key.encode() for entry in entries]
     rows = np.zeros(len(entries), ROW)
-    for name in ("offset", "size", "crc32", "label", "lead", "span"):
+    for name in Entry._fields[1:]:
         rows[name] = [getattr(entry, name) for entry in entries]
     rows["key_size"] = [len(key) for key in keys]
     rows["key_offset"] = HEADER_BYTES + rows.nbytes + np.cumsum(rows["key_size"], dtype=np.uint64) - rows["key_size"]
     return MAGIC + len(entries).to_bytes(8, "little") + rows.tobytes() + b"".join(keys)
 
 
-def decode_index(content: bytes, name: str) -> tuple[np.ndarray, list[str]]:
-    """(rows of dtype ROW, keys) of an index file; `name` is the index's in messages."""
+def decode_index(content: bytes, name: str) -> list[Entry]:
+    """What stands in an index file; `name` is the index's in messages."""
     count = num_rows(content[:HEADER_BYTES], name)
     needed = rows_end = HEADER_BYTES + count * ROW.itemsize
     if count and len(content) >= rows_end:
@@ -170,8 +168,9 @@ def decode_index(content: bytes, name: str) -> tuple[np.ndarray, list[str]]:
             f"{name}: {len(content)} bytes, but its {count} samples need {needed}; make it anew with `vitscale data index`"
         )
     rows = np.frombuffer(content[HEADER_BYTES:rows_end], ROW)
-    ends = rows["key_offset"] + rows["key_size"]
-    return rows, [content[start:end].decode() for start, end in zip(rows["key_offset"], ends, strict=True)]
+    spans = zip(rows["key_offset"].tolist(), rows["key_size"].tolist(), strict=True)
+    keys = (content[start : start + length].decode() for start, length in spans)
+    return [Entry(key, *numbers) for key, numbers in zip(keys, rows[list(Entry._fields[1:])].tolist(), strict=True)]
 
 
 def num_rows(header: bytes, name: str) -> int:

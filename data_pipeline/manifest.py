@@ -4,7 +4,7 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -19,6 +19,24 @@ from data_pipeline.pool import in_threads
 from data_pipeline.remote import shown
 
 CLOSE_CHECKS = 64  # shards whose whole index is read before a start, and all that are looked at when they are remote
+
+
+class Row(NamedTuple):
+    """What a manifest says of one shard."""
+
+    url: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_bytes: int
+    index_crc32: int
+    label_min: int
+    label_max: int
+
+    def differences(self, **found: Any) -> str:
+        """`bytes 10 for 12, ...`: what was found that is not as it stands here."""
+        stated = self._asdict()
+        return ", ".join(f"{name} {value} for {stated[name]}" for name, value in found.items() if value != stated[name])
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,9 @@ class Manifest:
             return storage.join(self.location, f"{self.index_dir}/{number:06d}.idx")
         return index_beside(self.shard(number))
 
+    def row(self, number: int) -> Row:
+        return Row(self.shard(number), *(getattr(self, name)[number] for name in Row._fields[1:]))
+
     def check(self) -> None:
         """Shards and indexes are there, with the size and the number of samples stated here. Of remote ones, some.
 
@@ -76,24 +97,19 @@ class Manifest:
 
     def _check_shard(self, number: int, close: bool) -> None:
         rebuild = "build or copy it anew, or write a new manifest with `vitscale data index`"
-        shard, index = self.shard(number), self.index(number)
+        row, index = self.row(number), self.index(number)
         try:
-            sizes = [(shard, storage.size(shard), self.bytes[number]), (index, storage.size(index), self.index_bytes[number])]
+            found = {"bytes": storage.size(row.url), "index_bytes": storage.size(index)}
             content = storage.read_all(index) if close else storage.read(index, 0, HEADER_BYTES)
-            rows = num_rows(content[:HEADER_BYTES], shown(index))
+            found["samples"] = num_rows(content[:HEADER_BYTES], shown(index))
         except DataError as error:
             raise DataError(f"{self.name}: shard {shown(self.urls[number])}: {error}; {rebuild}") from error
-        for url, found, stated in sizes:
-            if found != stated:
-                raise DataError(f"{self.name}: {shown(url)} has {found} bytes, the manifest says {stated}; {rebuild}")
-        if rows != self.samples[number]:
+        if close:
+            found["index_crc32"] = crc32(content)
+        if differences := row.differences(**found):
             raise DataError(
-                f"{self.name}: {shown(index)} has {rows} samples, the manifest says {self.samples[number]}; {rebuild}"
-            )
-        if close and crc32(content) != self.index_crc32[number]:
-            raise DataError(
-                f"{self.name}: {shown(index)} is not the index that it lists (CRC-32), so labels may be others; it is "
-                f"damaged, or was written anew, perhaps with another --label; {rebuild}"
+                f"{self.name}: {shown(row.url)} or its index {shown(index)} is not the one that it lists ({differences}); "
+                f"damaged, or written anew, perhaps with another --label, so that labels may be others; {rebuild}"
             )
 
     def check_classes(self, expected: Sequence[str], whose: str) -> None:

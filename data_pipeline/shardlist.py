@@ -18,26 +18,13 @@ from data_pipeline import storage
 from data_pipeline.errors import DataError
 from data_pipeline.index import encode_index, scan
 from data_pipeline.labels import Labels
-from data_pipeline.manifest import Manifest, from_columns, index_beside, write_manifest
+from data_pipeline.manifest import Manifest, Row, from_columns, index_beside, write_manifest
 from data_pipeline.pool import in_processes
 from data_pipeline.remote import shown
 
 MAX_SHARDS = 1_000_000
 DOWNLOAD_BYTES = 1 << 26  # per request
 NOT_BUILT: Mapping[str, str] = {}  # how a manifest of tars that were there already was built
-
-
-class Row(NamedTuple):
-    """A shard's line in the manifest."""
-
-    url: str
-    samples: int
-    bytes: int
-    sha256: str
-    index_bytes: int
-    index_crc32: int
-    label_min: int
-    label_max: int
 
 
 class Task(NamedTuple):

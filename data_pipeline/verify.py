@@ -2,11 +2,11 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -14,25 +14,15 @@ from isal.isal_zlib import crc32
 from data_pipeline import storage
 from data_pipeline.decode import decode, size
 from data_pipeline.errors import DataError
-from data_pipeline.index import decode_index, encode_index, scan
-from data_pipeline.labels import NO_LABEL, Labels
-from data_pipeline.manifest import Manifest, read_manifest
+from data_pipeline.index import Entry, decode_index, scan
+from data_pipeline.labels import Labels
+from data_pipeline.manifest import Manifest, Row
 from data_pipeline.pool import in_processes
 from data_pipeline.remote import shown
 from data_pipeline.shardlist import local_copy, sha256
 from data_pipeline.stream import Shards
 
 MEND = "copy it anew, or write a new manifest with `vitscale data index`"
-COLUMNS = {
-    "samples": "number of samples",
-    "bytes": "size",
-    "sha256": "SHA-256",
-    "index_bytes": "size of the index",
-    "index_crc32": "CRC-32 of the index",
-    "label_min": "lowest label",
-    "label_max": "highest label",
-}
-COMPARED = ("offset", "size", "lead", "span", "label")  # of the index and the tar; the CRC-32 follows, image by image
 
 
 class Problem(NamedTuple):
@@ -44,21 +34,6 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.shard}: {f'sample {self.key}: ' if self.key else ''}{self.text}"
-
-
-class Checks(NamedTuple):
-    """What is asked of the samples."""
-
-    num_classes: int | None = None  # labels lie below it; None: the length of the class list, if there is one
-    label: str = "auto"  # rule by which the shards were indexed
-    quick: bool = False  # read the images' headers, decode none
-
-
-class Listing(NamedTuple):
-    """The samples of a shard, as its index or its tar has them."""
-
-    rows: np.ndarray  # dtype ROW
-    keys: list[str]
 
 
 @dataclass
@@ -73,11 +48,14 @@ class Report:
     def add(self, text: str, key: str = "") -> None:
         self.problems.append(Problem(self.shard, key, text.removeprefix(f"{self.shard}: ")))
 
-    def add_first(self, wrong: np.ndarray, keys: Sequence[str], say: Callable[[int], str]) -> None:
-        """One line for what is likely to be wrong with many samples at once: it speaks of the first and counts the others."""
-        if wrong.any():
-            first, others = int(wrong.argmax()), int(wrong.sum()) - 1
-            self.add(say(first) + (f"; and {others} samples more" if others else ""), keys[first])
+    def add_first(self, found: list[tuple[str, str]]) -> None:
+        """(key, what is wrong) of samples that are likely to be wrong together: a line about the first counts the others."""
+        for key, text in found[:1]:
+            self.add(text + (f"; and {len(found) - 1} samples more" if found[1:] else ""), key)
+
+    def compare(self, stated: Row, **found: object) -> None:
+        if differences := stated.differences(**found):
+            self.add(f"is not as its manifest says: {differences}; {MEND}")
 
     @contextmanager
     def noting(self, key: str = "") -> Iterator[None]:
@@ -88,101 +66,74 @@ class Report:
             self.add(str(error), key)
 
 
-def check(manifest: Manifest, checks: Checks, workers: int) -> Iterator[Report]:
-    """A report per shard, in order, and one about keys that come again. Holds 8 bytes per sample, 25 at the end."""
-    numbers = range(len(manifest.urls))
-    function = functools.partial(check_shard, manifest, checks)
-    if min(workers, len(numbers)) > 1:
-        function = functools.partial(_check_listed, manifest.location, checks)
+def check(manifest: Manifest, workers: int, num_classes: int | None = None, quick: bool = False) -> Iterator[Report]:
+    """A report per shard, in order, and one about keys that come again. Holds 8 bytes per sample, 25 at the end.
+
+    Labels lie below `num_classes`, by default below the length of the class list, if there is one. `quick`: of images only
+    the headers are read, none is decoded.
+    """
+    function = functools.partial(check_shard, num_classes=num_classes or len(manifest.classes), quick=quick)
+    tasks = [(manifest.row(number), manifest.index(number)) for number in range(len(manifest.urls))]
     hashes = np.arange(manifest.num_samples, dtype=np.uint64)  # what has no hash differs from all others
     ends = np.cumsum(manifest.samples).tolist()
-    for end, report in zip(ends, in_processes(function, numbers, workers, "shards"), strict=True):
+    for end, report in zip(ends, in_processes(function, tasks, workers, "shards"), strict=True):
         hashes[end - len(report.key_hashes) : end] = report.key_hashes
         yield report
     yield repeated_keys(manifest, hashes)
 
 
-_read_once = functools.lru_cache(1)(read_manifest)
-
-
-def _check_listed(location: str, checks: Checks, number: int) -> Report:
-    """`check_shard` in another process: the task carries the manifest's name only, each process reads it once."""
-    return check_shard(_read_once(location), checks, number)
-
-
-def check_shard(manifest: Manifest, checks: Checks, number: int) -> Report:
-    """Everything about one shard."""
-    report, index, listed, scanned = Report(shown(manifest.shard(number))), manifest.index(number), None, None
+def check_shard(task: tuple[Row, str], num_classes: int, quick: bool) -> Report:
+    """Everything about one shard: what the manifest says of it, and where its index lies."""
+    stated, index = task
+    report, listed, scanned = Report(shown(stated.url)), None, None
     with report.noting():
         content = storage.read_all(index)
-        listed = Listing(*decode_index(content, shown(index)))
-        _check_listing(listed, content, manifest, number, checks, report)
-    with report.noting(), local_copy(manifest.shard(number)) as path:
-        _check_columns({"bytes": path.stat().st_size, "sha256": sha256(path)}, manifest, number, report)
+        report.compare(stated, index_bytes=len(content), index_crc32=crc32(content))
+        listed = decode_index(content, shown(index))
+        _check_labels(listed, stated, num_classes, report)
+    with report.noting(), local_copy(stated.url) as path:
+        report.compare(stated, bytes=path.stat().st_size, sha256=sha256(path))
         with report.noting():
-            unlabelled = manifest.label_min[number] == manifest.label_max[number] == NO_LABEL
-            labels = Labels("none" if unlabelled else checks.label, manifest.classes)
-            scanned = Listing(*decode_index(encode_index(scan(path, labels, report.shard)), report.shard))
-        if listed and scanned:
-            _compare(listed, scanned, checks.label, report)
-            if listed.keys == scanned.keys and len(listed.keys) == manifest.samples[number]:
-                report.key_hashes = hash_keys(listed.keys)
-        if listing := listed or scanned:
-            _check_images(path, listing, checks.quick, report)
+            scanned = list(scan(path, Labels("none"), report.shard))  # labels are those of the index, whose CRC-32 is right
+        if listed is not None and scanned is not None:
+            _compare(listed, scanned, report)
+            keys = [entry.key for entry in listed]
+            if keys == [entry.key for entry in scanned] and len(keys) == stated.samples:
+                report.key_hashes = hash_keys(keys)
+        _check_images(path, listed or scanned or [], quick, report)
     return report
 
 
-def _check_columns(found: dict[str, Any], manifest: Manifest, number: int, report: Report) -> None:
-    """What was found against the columns of the manifest."""
-    stated = {name: getattr(manifest, name)[number] for name in found}
-    differing = [f"{COLUMNS[name]} ({value} for {stated[name]})" for name, value in found.items() if value != stated[name]]
-    if differing:
-        report.add(f"differs from its {', '.join(differing)} in the manifest; {MEND}")
+def _check_labels(listed: list[Entry], stated: Row, num_classes: int, report: Report) -> None:
+    """The samples of the index against the manifest and the classes."""
+    labels = [entry.label for entry in listed] or [0]
+    report.compare(stated, samples=len(listed), label_min=min(labels), label_max=max(labels))
+    if num_classes:
+        text = f"label {{}} (-1 = none) is not within 0..{num_classes - 1}"
+        report.add_first([(e.key, text.format(e.label)) for e in listed if not 0 <= e.label < num_classes])
 
 
-def _check_listing(listed: Listing, content: bytes, manifest: Manifest, number: int, checks: Checks, report: Report) -> None:
-    """The index against the manifest, and its labels against the classes."""
-    labels, keys = listed.rows["label"], listed.keys
-    found = {"samples": len(keys), "index_bytes": len(content), "index_crc32": crc32(content)}
-    if len(keys):
-        found |= {"label_min": labels.min(), "label_max": labels.max()}
-    _check_columns(found, manifest, number, report)
-    if num_classes := checks.num_classes or len(manifest.classes):
-        wrong = (labels < 0) | (labels >= num_classes)
-        report.add_first(wrong, keys, lambda row: f"label {labels[row]} (-1 = none) is not within 0..{num_classes - 1}")
-
-
-def _compare(listed: Listing, scanned: Listing, rule: str, report: Report) -> None:
-    """The index against the tar."""
-    if len(listed.keys) != len(scanned.keys):
-        report.add(f"its index lists {len(listed.keys)} samples, {len(scanned.keys)} are in it; {MEND}")
+def _compare(listed: list[Entry], scanned: list[Entry], report: Report) -> None:
+    """The index against the tar, but for checksums, which are compared image by image."""
+    if len(listed) != len(scanned):
+        report.add(f"its index lists {len(listed)} samples, {len(scanned)} are in it; {MEND}")
         return
-
-    def differences(row: int) -> str:
-        pairs = [(name, listed.rows[name][row], scanned.rows[name][row]) for name in COMPARED]
-        pairs.append(("key", listed.keys[row], scanned.keys[row]))
-        return (
-            f"its index does not describe it: {', '.join(f'{name} {a} for {b}' for name, a, b in pairs if a != b)} (labels by "
-            f"the rule {rule}; --label names another); make it anew with `vitscale data index`"
-        )
-
-    wrong = np.array([a != b for a, b in zip(listed.keys, scanned.keys, strict=True)], bool)
-    for name in COMPARED:
-        wrong |= listed.rows[name] != scanned.rows[name]
-    report.add_first(wrong, scanned.keys, differences)
+    pairs = [(b.key, a, b._replace(crc32=a.crc32, label=a.label)) for a, b in zip(listed, scanned, strict=True)]
+    report.add_first([(key, f"its index says {a}, the tar {b}; {MEND}") for key, a, b in pairs if a != b])
 
 
-def _check_images(path: Path, listing: Listing, quick: bool, report: Report) -> None:
+def _check_images(path: Path, entries: list[Entry], quick: bool, report: Report) -> None:
     """Each image where the loader will look for it: its bytes, and what they hold."""
-    rows, keys = listing
-    lost = rows["offset"] + rows["size"] > path.stat().st_size
-    report.add_first(lost, keys, lambda _: "its image lies behind the end of the shard")
+    end = path.stat().st_size
+    report.add_first([(e.key, "its image lies behind the end of the shard") for e in entries if e.offset + e.size > end])
     with path.open("rb") as file:
-        for row in np.flatnonzero(~lost).tolist():
-            with report.noting(keys[row]):
-                file.seek(int(rows["offset"][row]))
-                image = file.read(int(rows["size"][row]))
-                if crc32(image) != rows["crc32"][row]:
+        for entry in entries:
+            if entry.offset + entry.size > end:
+                continue
+            with report.noting(entry.key):
+                file.seek(entry.offset)
+                image = file.read(entry.size)
+                if crc32(image) != entry.crc32:
                     raise DataError("its bytes differ from the index (CRC-32)")
                 (size if quick else decode)(image)
 

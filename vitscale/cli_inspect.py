@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ def add_inspect_commands(commands: Commands) -> None:
     verify = add(commands, run_data_verify, "vitscale data verify data/mine/train.json data/mine/val.json")
     verify.add_argument("manifests", nargs="+", metavar="MANIFEST", help=MANIFEST_HELP)
     verify.add_argument("--num-classes", type=count, help="labels must lie below it (default: the manifest's list of classes)")
-    verify.add_argument("--label", default="auto", metavar="RULE", help="rule by which it was indexed (default: auto)")
     verify.add_argument("--quick", action="store_true", help="headers of images only, none is decoded")
     verify.add_argument("--workers", type=count, help="processes (default: one per core)")
     verify.add_argument("--json", action="store_true", help="one JSON object per problem, and one at the end of each manifest")
@@ -54,19 +52,18 @@ def run_data_verify(args: argparse.Namespace) -> int:
     """Read every byte, decode every image and compare with manifest and index; exit status 1 when anything is wrong."""
     from data_pipeline.manifest import read_manifest
     from data_pipeline.pool import default_workers
-    from data_pipeline.verify import Checks, check
+    from data_pipeline.verify import check
 
-    checks, total = Checks(args.num_classes, args.label, args.quick), 0
+    total = 0
     for location in args.manifests:
         manifest, found = read_manifest(location), 0
-        for report in check(manifest, checks, args.workers or default_workers()):
+        for report in check(manifest, args.workers or default_workers(), args.num_classes, args.quick):
             for problem in report.problems:
-                print(json.dumps(problem._asdict()) if args.json else problem, file=sys.stdout if args.json else sys.stderr)
+                print(json.dumps(problem._asdict()) if args.json else problem)
             found += len(report.problems)
-        images, shards = manifest.num_samples, len(manifest.urls)
-        counts = {"manifest": manifest.name, "images": images, "shards": shards, "problems": found}
-        text = f"{manifest.name}: {images:,} images in {shards} shards, {found} problems"
-        print(json.dumps(counts) if args.json else text)
+        counts = {"manifest": manifest.name, "images": manifest.num_samples, "shards": len(manifest.urls), "problems": found}
+        text = "{manifest}: {images:,} images in {shards:,} shards, {problems:,} problems"
+        print(json.dumps(counts) if args.json else text.format(**counts))
         total += found
     return 1 if total else 0
 

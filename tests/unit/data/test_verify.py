@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from PIL import Image
 from serving import http_server
 from sharding import jpeg, write_tar
 
+from data_pipeline.index import decode_index, encode_index
 from data_pipeline.manifest import Manifest, read_manifest, write_manifest
 from data_pipeline.shardlist import list_shards
-from data_pipeline.verify import Checks, check
+from data_pipeline.verify import check
 from vitscale.cli import build_parser
 
 
@@ -38,7 +40,7 @@ def whole(tmp_path) -> Manifest:
 def problems(manifest: Manifest, workers: int = 1, **checks) -> list[str]:
     """As lines, the folder of the manifest left out."""
     folder = manifest.location.rpartition("/")[0] + "/"
-    found = check(manifest, Checks(**checks), workers)
+    found = check(manifest, workers, **checks)
     return [str(problem).replace(folder, "") for report in found for problem in report.problems]
 
 
@@ -57,7 +59,7 @@ def test_a_flipped_byte_of_an_image_is_named(whole):
     image = jpeg(1)
     change(whole.shard(2), image, image[:-40] + bytes([image[-40] ^ 1]) + image[-39:])
     shard, sample = problems(whole)
-    assert shard.startswith("2.tar: differs from its SHA-256 (")
+    assert shard.startswith("2.tar: is not as its manifest says: sha256 ")
     assert sample == "2.tar: sample a5: its bytes differ from the index (CRC-32)"
 
 
@@ -65,9 +67,8 @@ def test_a_changed_label_is_named(whole):
     content = bytearray(Path(whole.shard(0)).read_bytes())
     content[content.index(b"a1.cls") + 512] = ord("0")
     Path(whole.shard(0)).write_bytes(content)
-    shard, sample = problems(whole)
-    assert "0.tar: differs from its SHA-256" in shard
-    assert "0.tar: sample a1: its index does not describe it: label 1 for 0 (" in sample
+    (line,) = problems(whole)
+    assert "0.tar: is not as its manifest says: sha256 " in line
 
 
 def test_a_changed_key_is_named(whole):
@@ -79,7 +80,8 @@ def test_a_changed_key_is_named(whole):
         block[148:156] = b"%06o\0 " % sum(block)
         content = content[:start] + block + content[start + 512 :]
     Path(whole.shard(0)).write_bytes(content)
-    assert "0.tar: sample a7: its index does not describe it: key a1 for a7 (" in problems(whole)[1]
+    line = problems(whole)[1]
+    assert line.startswith("0.tar: sample a7: its index says Entry(key='a1', ") and "the tar Entry(key='a7', " in line
 
 
 @pytest.mark.parametrize("kept", [512 * 3, 512 * 9, 512 * 9 + 100, 512 * 14])
@@ -87,7 +89,7 @@ def test_a_truncated_shard_is_named_with_what_it_lost(whole, kept):
     content = Path(whole.shard(2)).read_bytes()
     Path(whole.shard(2)).write_bytes(content[:kept])
     found = problems(whole)
-    assert f"2.tar: differs from its size ({kept} for {len(content)}), SHA-256" in found[0]
+    assert f"2.tar: is not as its manifest says: bytes {kept} for {len(content)}, sha256" in found[0]
     assert "2.tar: " in found[1] and ("truncated" in found[1] or "not a readable tar" in found[1])
     lost = [key for key in ("a4", "a5", "a6", "a7") if content.index(f"{key}.cls".encode()) > kept]
     assert len([line for line in found if f"sample {lost[0]}: its image lies behind the end" in line]) == 1
@@ -98,7 +100,7 @@ def test_a_lost_end_of_the_archive_is_named(whole):
     content = Path(whole.shard(2)).read_bytes()
     Path(whole.shard(2)).write_bytes(content.rstrip(b"\0").ljust(-(-len(content.rstrip(b"\0")) // 512) * 512, b"\0"))
     size, structure = problems(whole)
-    assert "differs from its size" in size
+    assert "2.tar: is not as its manifest says: bytes" in size
     assert "2.tar: no end-of-archive blocks" in structure
 
 
@@ -134,17 +136,24 @@ def test_keys_that_come_again_are_named(tmp_path):
 
 
 def test_an_index_of_an_older_shard_is_named(whole, tmp_path):
-    """The images lie at the same places, so that no checksum fails: only the labels are those of an older shard."""
+    """The images lie at the same places, so that no checksum of theirs fails: only the labels are those of an older shard."""
     keep = tmp_path / "old.idx"
     shutil.copy(whole.index(0), keep)
     write_tar(tmp_path / "0.tar", members(["a0", "a1", "a2"], label=lambda number: 2 - number))
     manifest = list_shards([whole.shard(number) for number in range(3)], tmp_path / "set.json", ["ant", "bee", "cat"])
     assert problems(manifest) == []
     shutil.copy(keep, manifest.index(0))
-    other, line = problems(manifest)
-    assert other.startswith("0.tar: differs from its CRC-32 of the index (")
-    assert line.startswith("0.tar: sample a0: its index does not describe it: label 0 for 2 (")
-    assert line.endswith("; and 1 samples more")
+    (line,) = problems(manifest)
+    assert line.startswith("0.tar: is not as its manifest says: index_crc32 ")
+
+
+def test_an_index_that_points_elsewhere_is_named_though_the_manifest_knows_it(whole):
+    shifted = [entry._replace(lead=entry.lead + 512) for entry in decode_index(Path(whole.index(2)).read_bytes(), "2.idx")]
+    Path(whole.index(2)).write_bytes(encode_index(shifted))
+    whole.index_crc32[2] = zlib.crc32(Path(whole.index(2)).read_bytes())
+    (line,) = problems(whole)
+    assert line.startswith("2.tar: sample a4: its index says Entry(key='a4', ")
+    assert line.endswith("; and 3 samples more")
 
 
 def test_every_flipped_byte_of_an_index_is_found(whole):
@@ -191,12 +200,11 @@ def test_labels_that_are_no_class_are_named(whole):
     assert problems(read_manifest(whole.location))[0].endswith("is not within 0..0; and 1 samples more")
 
 
-def test_labels_are_read_by_the_rule_of_the_index(tmp_path):
-    tar = write_tar(tmp_path / "0.tar", [("a.jpg", jpeg(0)), ("a.cls", b"0"), ("a.json", b'{"kind": "bee", "label": "ant"}')])
+def test_labels_are_those_of_the_index_by_whatever_rule(tmp_path):
+    tar = write_tar(tmp_path / "0.tar", [("a.jpg", jpeg(0)), ("a.json", b'{"kind": "bee"}')])
     manifest = list_shards([tar], tmp_path / "set.json", ["ant", "bee"], "json:kind")
-    assert problems(manifest, label="json:kind") == []
-    (line,) = problems(manifest)
-    assert "label 1 for 0 (labels by the rule auto; --label names another)" in line
+    assert problems(manifest) == []
+    assert problems(manifest, num_classes=1) == ["0.tar: sample a: label 1 (-1 = none) is not within 0..0"]
 
 
 def test_a_set_without_labels_is_whole_unless_classes_are_asked_for(tmp_path):
@@ -208,17 +216,17 @@ def test_a_set_without_labels_is_whole_unless_classes_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
-        ("samples", [3, 2, 3], "number of samples"),
-        ("bytes", [1, 1, 1], "size (10240 for 1)"),
-        ("sha256", ["0", "0", "0"], "SHA-256"),
-        ("index_bytes", [1, 1, 1], "size of the index"),
-        ("label_max", [1, 0, 2], "highest label (2 for 1)"),
+        ("samples", [3, 2, 3], "samples 1 for 2"),
+        ("bytes", [1, 1, 1], "bytes 10240 for 1"),
+        ("sha256", ["0", "0", "0"], "sha256 "),
+        ("index_bytes", [1, 1, 1], "index_bytes "),
+        ("label_max", [1, 0, 2], "label_max 2 for 1"),
     ],
 )
 def test_a_manifest_that_says_otherwise_is_named(whole, column, value, said):
     array = value if column == "sha256" else np.array(value)
     found = problems(dataclasses.replace(whole, **{column: array}))
-    assert any(line.partition(": ")[2].startswith(f"differs from its {said}") for line in found)
+    assert any(line.partition(": ")[2].startswith(f"is not as its manifest says: {said}") for line in found)
 
 
 def test_remote_shards_are_checked_as_local_ones(whole):
@@ -239,8 +247,9 @@ def test_the_command_says_how_it_went(whole, capsys):
     assert capsys.readouterr() == (f"{whole.location}: 8 images in 3 shards, 0 problems\n", "")
     assert verify(whole.location, whole.location, "--num-classes", "2") == 1
     out, err = capsys.readouterr()
-    assert err.splitlines()[0] == f"{whole.shard(0)}: sample a2: label 2 (-1 = none) is not within 0..1"
-    assert out == f"{whole.location}: 8 images in 3 shards, 2 problems\n" * 2
+    line = f"{whole.location}: 8 images in 3 shards, 2 problems"
+    assert (out.splitlines()[::3], err) == ([f"{whole.shard(0)}: sample a2: label 2 (-1 = none) is not within 0..1"] * 2, "")
+    assert out.splitlines()[2::3] == [line] * 2
     assert verify(whole.location, "--num-classes", "2", "--json") == 1
     first, _, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["shard"], first["key"]) == (whole.shard(0), "a2")
