@@ -12,7 +12,6 @@ from data_pipeline.config import DataConfig
 from data_pipeline.decode import decode
 from data_pipeline.draw import Draw, Purpose
 from data_pipeline.errors import BadSampleError
-from data_pipeline.order import Slots
 from data_pipeline.pool import in_threads
 from data_pipeline.stats import class_name
 from data_pipeline.stream import Shards
@@ -37,28 +36,27 @@ class Training(NamedTuple):
     seed: int
 
 
-def pictures(shards: Shards, slots: Slots, training: Training | None) -> list[Picture]:
-    """The samples as they are, or as a training sees them in their epochs: cropped, resized, augmented and flipped."""
-    wanted = zip(slots.epochs.tolist(), slots.samples.tolist(), strict=True)
-    return in_threads(lambda slot: _picture(shards, *slot, training), list(wanted))
+def pictures(shards: Shards, samples: Sequence[int], training: Training | None) -> list[Picture]:
+    """The samples as they are, or as a training sees them in its first epoch: cropped, resized, augmented and flipped."""
+    return in_threads(lambda sample: _picture(shards, sample, training), samples)
 
 
-def _picture(shards: Shards, epoch: int, sample: int, training: Training | None) -> Picture:
+def _picture(shards: Shards, sample: int, training: Training | None) -> Picture:
     block, pixels = shards.load([sample]), None
     try:
         image, label = block.image(sample)
         caption = class_name(label, shards.place(sample).manifest.classes)
-        pixels = preview(image, epoch, sample, training) if training else decode(image)
+        pixels = preview(image, sample, training) if training else decode(image)
     except BadSampleError as error:
         caption = f"damaged: {error}"
     return Picture(pixels, caption, block.keys()[sample])
 
 
-def preview(image: bytes, epoch: int, sample: int, training: Training) -> np.ndarray:
+def preview(image: bytes, sample: int, training: Training) -> np.ndarray:
     """HWC uint8: an encoded image as the model will see it, before normalising, erasing and mixing."""
     from data_pipeline.views import train_crop, train_view  # torch takes its time
 
-    draw = Draw(training.seed, Purpose.AUGMENT, epoch, sample)
+    draw = Draw(training.seed, Purpose.AUGMENT, 0, sample)
     view = train_view(train_crop(image, training.config, draw), training.size, training.config, draw)
     return view.pixels_HWC[:, ::-1] if view.flip else view.pixels_HWC
 
@@ -71,31 +69,24 @@ def contact_sheet(pictures: Sequence[Picture], size: int) -> bytes:
     sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), BACKGROUND)
     for number, picture in enumerate(pictures):
         row, column = divmod(number, columns)
-        _place(sheet, picture, GAP + column * width, GAP + row * height, size)
+        sheet.paste(_cell(picture, size), (GAP + column * width, GAP + row * height))
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
 
 
-def _place(sheet: Image.Image, picture: Picture, x: int, y: int, size: int) -> None:
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
+def _cell(picture: Picture, size: int) -> Image.Image:
+    """A picture with its label and its key below, of which too long ones show their beginning and their end."""
+    cell = Image.new("RGB", (size, size + 2 * LINE), BACKGROUND)
+    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(FONT_SIZE)
     if picture.pixels_HWC is None:
-        draw.rectangle((x, y, x + size - 1, y + size - 1), outline=ALARM, width=2)
+        draw.rectangle((0, 0, size - 1, size - 1), outline=ALARM, width=2)
     else:
         image = Image.fromarray(picture.pixels_HWC)
         scale = size / max(image.size)
         smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS  # enlarged pixels stay visible as such
         fitted = image.resize([max(1, round(side * scale)) for side in image.size], smooth)
-        sheet.paste(fitted, (x + (size - fitted.width) // 2, y + size - fitted.height))
-    draw.text((x, y + size + 1), _fit(picture.label, font, size), INK, font)
-    draw.text((x, y + size + 1 + LINE), _fit(picture.key, font, size), FAINT, font)
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, its middle left out where it is too long; keys differ at their ends."""
-    shown = text
-    for kept in range(len(text), -1, -1):
-        if font.getbbox(shown)[2] <= width:
-            break
-        shown = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
-    return shown
+        cell.paste(fitted, ((size - fitted.width) // 2, size - fitted.height))
+    draw.text((0, size + 1), picture.label, INK, font)
+    draw.text((min(0.0, size - font.getlength(picture.key)), size + 1 + LINE), picture.key, FAINT, font)
+    return cell

@@ -29,8 +29,9 @@ def stats(manifest: Manifest, num_sampled: int, seed: int) -> dict[str, Any]:
         "images_per_shard": spread(manifest.samples),
         "bytes_per_shard": spread(manifest.bytes),
         "bytes_per_image": spread(columns["size"]),
-        **class_stats(columns["label"], manifest.classes),
-        "sampled": sampled_stats(manifest, num_sampled, seed),
+        "without_label": int((columns["label"] == NO_LABEL).sum()),
+        **sampled_stats(manifest, num_sampled, seed),
+        "histogram": histogram(columns["label"], manifest.classes),
     }
 
 
@@ -40,22 +41,11 @@ def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     return dict(zip(("min", "p5", "median", "p95", "max"), map(float, quantiles), strict=True))
 
 
-def class_stats(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Images per class, for every named class and every label that occurs."""
+def histogram(labels: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Images per class, for every named class and every label that occurs, by number."""
     numbers, counts = np.unique(labels[labels != NO_LABEL], return_counts=True)
-    histogram = dict.fromkeys(range(len(classes)), 0) | dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-    return {
-        "classes": len(histogram),
-        "label_min": int(numbers[0]) if len(numbers) else None,
-        "label_max": int(numbers[-1]) if len(numbers) else None,
-        "without_label": int((labels == NO_LABEL).sum()),
-        "images_per_class": spread(list(histogram.values())),
-        "imbalance": round(counts.max() / counts.min(), 4) if len(counts) else None,  # among classes that have images
-        "classes_without_images": [class_name(number, classes) for number, count in histogram.items() if not count],
-        "histogram": [
-            {"label": number, "class": class_name(number, classes), "images": count} for number, count in histogram.items()
-        ],
-    }
+    images = dict.fromkeys(range(len(classes)), 0) | dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    return [{"label": label, "class": class_name(label, classes), "images": count} for label, count in images.items()]
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
@@ -89,7 +79,7 @@ def sampled_stats(manifest: Manifest, num_sampled: int, seed: int) -> dict[str, 
     samples = np.random.default_rng(seed).choice(len(shards), min(num_sampled, len(shards)), replace=False)
     looks = [found for found in in_threads(look, np.sort(samples).tolist()) if found]
     return {
-        "images": len(samples),
+        "sampled": len(samples),
         "damaged": len(samples) - len(looks),
         "width": spread([found.width for found in looks]),
         "height": spread([found.height for found in looks]),

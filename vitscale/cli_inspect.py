@@ -2,18 +2,10 @@
 
 import argparse
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
-from vitscale.arguments import Commands, add, count, seed
-
-if TYPE_CHECKING:
-    from data_pipeline.order import Slots
-    from data_pipeline.stream import Shards
-    from vitscale.config import RunConfig
+from vitscale.arguments import Commands, add, count, seed, tell
 
 MANIFEST_HELP = "manifest, as path or URL"
-NUM_SHOWN = 10  # classes at either end of the histogram
 
 
 def add_inspect_commands(commands: Commands) -> None:
@@ -24,13 +16,13 @@ def add_inspect_commands(commands: Commands) -> None:
     verify.add_argument("--workers", type=count, help="processes (default: one per core)")
     verify.add_argument("--json", action="store_true", help="one JSON object per problem, and one at the end of each manifest")
 
-    peek = add(commands, run_data_peek, "vitscale data peek data/mine/train.json --out sheet.png --augment RECIPE --step 100")
+    peek = add(
+        commands, run_data_peek, "vitscale data peek data/mine/train.json --out sheet.png --augment RECIPE --sample 0 1 2"
+    )
     peek.add_argument("manifests", nargs="+", metavar="MANIFEST", help="manifest, as path or URL; several are numbered through")
     peek.add_argument("--out", required=True, help="PNG to write")
     peek.add_argument("--augment", metavar="RECIPE", help="crop, resize and augment as this recipe does")
-    which = peek.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, help="images of this global step, in the order of the recipe of --augment")
-    which.add_argument("--sample", type=int, nargs="+", metavar="N", help="these samples, by number")
+    peek.add_argument("--sample", type=int, nargs="+", metavar="N", help="these samples, by number")
     peek.add_argument("--count", type=count, default=64, help="pictures at most (default: 64)")
     peek.add_argument("--seed", type=seed, default=0, help="of the choice of samples (default: 0)")
     peek.add_argument("--size", type=count, default=160, help="side of a picture on the sheet in pixels (default: 160)")
@@ -70,44 +62,25 @@ def run_data_verify(args: argparse.Namespace) -> int:
 
 def run_data_peek(args: argparse.Namespace) -> int:
     """Pictures with labels and keys on one sheet; with a recipe, as the model will see them (before mixing and erasing)."""
+    import numpy as np
+
     from data_pipeline import storage
     from data_pipeline.manifest import read_manifest
     from data_pipeline.peek import Training, contact_sheet, pictures
     from data_pipeline.stream import Shards
     from vitscale import recipe
+    from vitscale.errors import UserError
 
     cfg = recipe.load(args.augment) if args.augment else None
     shards = Shards([read_manifest(location) for location in args.manifests])
-    training = Training(cfg.data, cfg.model.image_size, cfg.seed) if cfg else None
-    shown = pictures(shards, choose(args, shards, cfg), training)
+    by_chance = np.random.default_rng(args.seed).choice(len(shards), min(args.count, len(shards)), replace=False)
+    samples = args.sample or np.sort(by_chance).tolist()
+    if min(samples) < 0 or max(samples) >= len(shards):
+        raise UserError(f"--sample: found {min(samples)}..{max(samples)}, but samples have the numbers 0..{len(shards) - 1}")
+    shown = pictures(shards, samples, Training(cfg.data, cfg.model.image_size, cfg.seed) if cfg else None)
     storage.write(args.out, contact_sheet(shown, args.size))
     print(f"{args.out}: {len(shown)} pictures")
     return 0
-
-
-def choose(args: argparse.Namespace, shards: "Shards", cfg: "RunConfig | None") -> "Slots":
-    """Which samples to show, in which epoch: those named, those of a step, or some by chance."""
-    import numpy as np
-
-    from data_pipeline.order import Order, Slots
-    from vitscale.errors import UserError
-
-    if args.step is not None:
-        if cfg is None or args.step < 0:
-            raise UserError(f"--step {args.step}: needs --augment RECIPE, whose order it is a step of, and counts from 0")
-        weights, sizes = cfg.data.source_weights, [manifest.samples for manifest in shards.manifests]
-        if weights and len(weights) != len(sizes):
-            raise UserError(
-                f"--step: the recipe weighs {len(weights)} sources, {len(sizes)} manifests are given; give them all"
-            )
-        order = Order(sizes, cfg.train.global_batch, cfg.lanes, cfg.data.shuffle_block, cfg.seed, weights)
-        slots = order.view(0, order.lanes).step(args.step)
-        return Slots(*(column[: args.count] for column in slots))
-    by_chance = np.random.default_rng(args.seed).choice(len(shards), min(args.count, len(shards)), replace=False)
-    samples = np.array(args.sample or np.sort(by_chance))
-    if samples.min() < 0 or samples.max() >= len(shards):
-        raise UserError(f"--sample: found {samples.min()}..{samples.max()}, but samples have the numbers 0..{len(shards) - 1}")
-    return Slots(np.zeros_like(samples), samples)
 
 
 def run_data_stats(args: argparse.Namespace) -> int:
@@ -116,31 +89,15 @@ def run_data_stats(args: argparse.Namespace) -> int:
     from data_pipeline.stats import stats
 
     found = stats(read_manifest(args.manifest), args.sample, args.seed)
-    print(json.dumps(found) if args.json else "\n".join(stats_lines(found)))
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    histogram = sorted(found.pop("histogram"), key=lambda row: -row["images"])
+    tell(found, as_json=False)
+    for row in histogram:
+        bar = "#" * round(40 * row["images"] / max(1, histogram[0]["images"]))
+        print(f"{row['images']:>12,}  {row['class']:<30} {bar}".rstrip())
     return 0
-
-
-def stats_lines(found: dict[str, Any]) -> Iterator[str]:
-    """The same for people; of many classes those with most and fewest images."""
-    sampled = found["sampled"]
-    yield "{manifest}: {images:,} images in {shards:,} shards, {bytes:,} bytes, {classes:,} classes".format(**found)
-    yield f"{'':<20}{'min':>14}{'5 %':>14}{'median':>14}{'95 %':>14}{'max':>14}"
-    for name in ("images_per_shard", "bytes_per_shard", "bytes_per_image", "images_per_class"):
-        yield f"{name.replace('_', ' '):<20}" + "".join(f"{value:>14,.0f}" for value in found[name].values())
-    for name, digits in (("width", 0), ("height", 0), ("aspect", 2)):
-        yield f"{name:<20}" + "".join(f"{value:>14,.{digits}f}" for value in sampled[name].values())
-    formats = ", ".join(f"{count:,} {name}" for name, count in sampled["formats"].items()) or "none readable"
-    yield f"of {sampled['images']:,} images looked at: {formats}; " + (
-        f"{sampled['damaged']:,} damaged; {sampled['restart_markers']:.1%} with restart markers"
-    )
-    yield f"labels {found['label_min']}..{found['label_max']}; {found['without_label']:,} images without label; " + (
-        f"largest class / smallest: {found['imbalance']}; {len(found['classes_without_images']):,} classes without images"
-    )
-    ranked = sorted(found["histogram"], key=lambda row: -row["images"])
-    middle = len(ranked) - 2 * NUM_SHOWN
-    for row in ranked if middle <= 1 else [*ranked[:NUM_SHOWN], None, *ranked[-NUM_SHOWN:]]:
-        bar = "#" * round(40 * row["images"] / max(1, ranked[0]["images"])) if row else ""
-        yield f"{row['images']:>12,}  {row['class']:<30} {bar}".rstrip() if row else f"{'...':>12}  {middle:,} more classes"
 
 
 def run_data_leaks(args: argparse.Namespace) -> int:
