@@ -1,4 +1,4 @@
-"""How fast this machine makes batches, beside PIL and webdataset on the same images and beside what decoding costs at least.
+"""How fast this machine makes batches, beside PIL and webdataset on the same images.
 
 Rates are images per core-second: for functions, CPU seconds of one thread; for whole loaders, seconds times cores.
 """
@@ -8,18 +8,17 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import simplejpeg
 import torch
 import webdataset as wds
 from PIL import Image
 
-from data_pipeline import decode, jpeg
+from data_pipeline import decode
 from data_pipeline.box import Box
 from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig
 from data_pipeline.crop import crop_box, resize
@@ -41,15 +40,11 @@ ROUNDS = 5
 ABOUT = {
     "decode_crop": "decode, inception crop, resize to 224: ordinary JPEGs, one core",
     "decode_crop_restart": "the same with restart markers",
-    "entropy_decode": "the limit: reading all codes of an ordinary JPEG",
-    "entropy_decode_restart": "the limit: reading the codes that a crop touches",
     "pil": "the same crops by PIL, one core",
     "loader": "this package's loader from tar to batch, all cores",
     "loader_restart": "the same with restart markers",
     "webdataset_pil": "webdataset, PIL and torch's DataLoader, a process per core, normalised floats as is usual",
     "webdataset_pil_uint8": "the same without normalising, as our loader gives them",
-    "index_reader": "samples read by the index, not decoded, one core",
-    "webdataset_reader": "samples read by webdataset, not decoded, one core",
 }
 Rates = dict[str, float]
 
@@ -71,15 +66,11 @@ def bench(num_images: int = 512, rounds: int = ROUNDS, threads: int | None = Non
         entries: dict[str, Callable[[], float]] = {
             "decode_crop": partial(one_core, decode.decode, plain, resized),
             "decode_crop_restart": partial(one_core, decode.decode, restart, resized),
-            "entropy_decode": partial(one_core, entropy_only, plain),
-            "entropy_decode_restart": partial(one_core, entropy_only_of_cut, restart),
             "pil": partial(one_core, pil, plain),
             "loader": partial(all_cores, our_loader, plain, cores),
             "loader_restart": partial(all_cores, our_loader, restart, cores),
             "webdataset_pil": partial(all_cores, partial(webdataset_loader, normalised_by_pil), plain, cores),
             "webdataset_pil_uint8": partial(all_cores, partial(webdataset_loader, random_crop_by_pil), plain, cores),
-            "index_reader": partial(one_core_of, our_reader, plain),
-            "webdataset_reader": partial(one_core_of, webdataset_reader, plain),
         }
         measured = [{name: rate() for name, rate in entries.items()} for _ in range(rounds)]
     return {name: statistics.median(rates[name] for rates in measured) for name in entries}
@@ -123,13 +114,6 @@ def one_core(make_pixels: Callable[[bytes, Box], Any], kind: Kind, finish: Calla
     return len(pairs) / (time.thread_time() - began)
 
 
-def one_core_of(read: Callable[[Kind], Iterable], kind: Kind) -> float:
-    """Samples per CPU second of this process."""
-    began = time.process_time()
-    count = sum(1 for _ in read(kind))
-    return count / (time.process_time() - began)
-
-
 def all_cores(load: Callable[[Kind, int], Iterator[int]], kind: Kind, cores: int) -> float:
     """Images per second and core from the first batch to the last: starting workers is not counted."""
     batches = load(kind, cores)
@@ -148,18 +132,6 @@ def pil(image: bytes, box: Box) -> np.ndarray:
     with Image.open(io.BytesIO(image)) as opened:
         crop = opened.convert("RGB").crop((box.x, box.y, box.x + box.width, box.y + box.height))
         return np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-
-
-def entropy_only(image: bytes, _box: Box) -> np.ndarray:
-    """All codes read, an eighth of the pixels computed: no decoder that reads the whole image can be much faster."""
-    return simplejpeg.decode_jpeg(image, "GRAY", min_width=1, min_height=1, min_factor=8)
-
-
-def entropy_only_of_cut(image: bytes, box: Box) -> np.ndarray:
-    """The same of what a crop touches."""
-    header = jpeg.read_header(image)
-    smaller = jpeg.cut(image, header, box) if header else None
-    return entropy_only(bytes(smaller[0]) if smaller else image, box)
 
 
 def our_loader(kind: Kind, threads: int) -> Iterator[int]:
@@ -183,23 +155,8 @@ def normalised_by_pil(image: bytes) -> torch.Tensor:
 
 def webdataset_loader(transform: Callable[[bytes], torch.Tensor], kind: Kind, workers: int) -> Iterator[int]:
     """The usual way: webdataset, PIL, a process per core."""
-    stages = (wds.SimpleShardList(urls(kind) * 3), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(100))
+    urls = [kind.manifest.shard(number) for number in range(len(kind.manifest.urls))]
+    stages = (wds.SimpleShardList(urls * 3), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(100))
     dataset = wds.DataPipeline(*stages, wds.to_tuple("jpg", "cls"), wds.map_tuple(transform, int))
     for _, labels in torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers):
         yield len(labels)
-
-
-def our_reader(kind: Kind) -> Iterator[tuple[bytes, int]]:
-    shards = Shards(kind.manifest)
-    for start in range(0, len(shards), 64):
-        block = shards.load(np.arange(start, min(start + 64, len(shards))))
-        for sample in block:
-            yield block.image(sample)
-
-
-def webdataset_reader(kind: Kind) -> Iterator[dict]:
-    yield from wds.DataPipeline(wds.SimpleShardList(urls(kind)), wds.tarfile_to_samples())
-
-
-def urls(kind: Kind) -> list[str]:
-    return [kind.manifest.shard(number) for number in range(len(kind.manifest.urls))]

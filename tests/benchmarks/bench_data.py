@@ -1,7 +1,8 @@
 """The data pipeline beside its peers, in one run: `make bench-data`.
 
-`vitscale data bench` measures this package, PIL, webdataset and the physical limits; peers.py measures the rest on the same
-images, each time in a new process. All take turns, round after round; the median counts, and the spread is shown.
+`vitscale data bench` measures this package, PIL and webdataset, here come the physical limits and reading alone, and peers.py
+measures the rest on the same images, each time in a new process. All take turns, round after round; the median counts, and the
+spread is shown.
 """
 
 import argparse
@@ -10,26 +11,42 @@ import os
 import statistics
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.bench import ABOUT, bench, make
+import numpy as np
+import simplejpeg
+import webdataset as wds
+
+from data_pipeline import jpeg
+from data_pipeline.bench import ABOUT, RESTART_BLOCKS, Kind, bench, make, one_core
+from data_pipeline.box import Box
+from data_pipeline.stream import Shards
 
 PEERS = Path(__file__).with_name("peers.py")
 PASSES = 3  # of the loaders over the images, as in data_pipeline/bench.py
+LIMITS = {
+    "entropy_decode": "the limit: reading all codes of an ordinary JPEG",
+    "entropy_decode_restart": "the limit: reading the codes that a crop touches",
+    "index_reader": "samples read by the index, not decoded, one core",
+    "webdataset_reader": "samples read by webdataset, not decoded, one core",
+}
 LIBRARIES = ("torch", "simplejpeg", "pillow", "webdataset")
 
 
 def main() -> None:
     args = arguments()
     with tempfile.TemporaryDirectory() as folder:
-        write_images(Path(folder), args.images)
+        plain, restart = (make(Path(folder) / str(blocks), args.images, blocks) for blocks in (0, RESTART_BLOCKS))
+        write_images(Path(folder), plain.images)
         peers = ask(args.python, "convert", folder)
-        rounds = [one_round(args, folder, list(peers["about"])) for _ in range(args.rounds)]
+        rounds = [one_round(args, plain, restart, folder, list(peers["about"])) for _ in range(args.rounds)]
     setting = {name: getattr(args, name) for name in ("images", "rounds", "threads")}
     setting |= {"ours": {library: version(library) for library in LIBRARIES}, "peers": peers["versions"]}
-    about = ABOUT | peers["about"]
+    about = ABOUT | LIMITS | peers["about"]
     rows = {name: summary([rates[name] for rates in rounds]) for name in about}
     if args.json:
         print(json.dumps({**setting, "images_per_core_second": rows}))
@@ -47,18 +64,56 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_images(folder: Path, count: int) -> None:
-    """FOLDER/images/LABEL/NUMBER.jpg: the images of `bench`, PASSES times."""
-    for number, image in enumerate(make(folder / "shards", count, restart_blocks=0).images * PASSES):
+def write_images(folder: Path, images: list[bytes]) -> None:
+    """FOLDER/images/LABEL/NUMBER.jpg, PASSES times."""
+    for number, image in enumerate(images * PASSES):
         path = folder / "images" / str(number % 10) / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image)
 
 
-def one_round(args: argparse.Namespace, folder: str, peers: list[str]) -> dict[str, float]:
+def one_round(args: argparse.Namespace, plain: Kind, restart: Kind, folder: str, peers: list[str]) -> dict[str, float]:
     """One turn of every entry."""
-    ours = bench(args.images, rounds=1, threads=args.threads)
-    return ours | {name: ask(args.python, name, folder, str(args.threads)) for name in peers}
+    return {
+        **bench(args.images, rounds=1, threads=args.threads),
+        "entropy_decode": one_core(entropy_only, plain),
+        "entropy_decode_restart": one_core(entropy_only_of_cut, restart),
+        "index_reader": one_core_of(our_reader, plain),
+        "webdataset_reader": one_core_of(webdataset_reader, plain),
+        **{name: ask(args.python, name, folder, str(args.threads)) for name in peers},
+    }
+
+
+def entropy_only(image: bytes, _box: Box) -> np.ndarray:
+    """All codes read, an eighth of the pixels computed: no decoder that reads the whole image can be much faster."""
+    return simplejpeg.decode_jpeg(image, "GRAY", min_width=1, min_height=1, min_factor=8)
+
+
+def entropy_only_of_cut(image: bytes, box: Box) -> np.ndarray:
+    """The same of what a crop touches."""
+    header = jpeg.read_header(image)
+    smaller = jpeg.cut(image, header, box) if header else None
+    return entropy_only(bytes(smaller[0]) if smaller else image, box)
+
+
+def one_core_of(read: Callable[[Kind], Iterable], kind: Kind) -> float:
+    """Samples per CPU second of this process."""
+    began = time.process_time()
+    count = sum(1 for _ in read(kind))
+    return count / (time.process_time() - began)
+
+
+def our_reader(kind: Kind) -> Iterator[tuple[bytes, int]]:
+    shards = Shards(kind.manifest)
+    for start in range(0, len(shards), 64):
+        block = shards.load(np.arange(start, min(start + 64, len(shards))))
+        for sample in block:
+            yield block.image(sample)
+
+
+def webdataset_reader(kind: Kind) -> Iterator[dict]:
+    urls = [kind.manifest.shard(number) for number in range(len(kind.manifest.urls))]
+    yield from wds.DataPipeline(wds.SimpleShardList(urls), wds.tarfile_to_samples())
 
 
 def ask(python: Path, *words: str) -> Any:
