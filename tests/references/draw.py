@@ -20,9 +20,13 @@ class Draw:
         """The last axis is the output's, unless fan_in is given."""
         return self.normal(*shape, std=1.5 * (fan_in or math.prod(shape[:-1])) ** -0.5)
 
+    def embedding(self, *shape: int) -> Array:
+        """For what the first LayerNorm sees: so small that its eps counts."""
+        return self.normal(*shape, std=0.01)
+
     def std_kernel(self, *shape: int) -> Array:
         """For a kernel that is standardised: small, every output channel with its own mean and its own size."""
-        size = np.exp(self.rng.uniform(math.log(0.002), math.log(0.02), shape[-1]))
+        size = np.exp(self.rng.uniform(math.log(0.001), math.log(0.02), shape[-1]))
         return ((self.rng.normal(size=shape) + self.rng.normal(size=shape[-1])) * size).astype(np.float32)
 
     def norm(self, channels: int) -> tuple[Array, Array]:
@@ -30,4 +34,4 @@ class Draw:
 
     def small_norm(self, *shape: int) -> tuple[Array, Array]:
         """For a GroupNorm before a standardised kernel: so small that the next norm's eps counts."""
-        return self.rng.uniform(0.005, 0.02, shape).astype(np.float32), self.normal(*shape, std=0.005)
+        return self.rng.uniform(0.002, 0.006, shape).astype(np.float32), self.normal(*shape, std=0.002)

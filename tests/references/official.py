@@ -21,7 +21,7 @@ import numpy as np
 from references.draw import Draw
 from references.layers import Affine, Array, channels_last, dense, double, gelu_tanh, layer_norm, patch_tokens, same
 from references.resnet import ResNet, Unit
-from references.spec import ViTSpec
+from references.spec import ViTSpec, unit_shapes
 from references.transformer import MLP, Attention, Block, Transformer
 
 RESNET = ResNet(group_eps=1e-6, kernel_eps=1e-5, eps_inside=False, padding=same)
@@ -34,11 +34,12 @@ def random_official(
     """`pool="map"` is big_vision's alone, `stem` the official code's."""
     draw, width = Draw(rng), spec.width
     tensors = {} if spec.stem is None else random_stem(spec, draw, flat_norms)
-    tensors |= dense_pair(draw, "embedding", spec.patch_size, spec.patch_size, spec.patch_channels, width)
+    patch = (spec.patch_size, spec.patch_size, spec.patch_channels, width)
+    tensors |= {"embedding/kernel": draw.kernel(*patch) / 100, "embedding/bias": draw.embedding(width)}
     if spec.pool == "token":
-        tensors["cls"] = draw.normal(1, 1, width)
+        tensors["cls"] = draw.embedding(1, 1, width)
     rows = spec.grid_size**2 + (spec.pool == "token" and not big_vision)
-    tensors["pos_embedding" if big_vision else "Transformer/posembed_input/pos_embedding"] = draw.normal(1, rows, width)
+    tensors["pos_embedding" if big_vision else "Transformer/posembed_input/pos_embedding"] = draw.embedding(1, rows, width)
     attention, hidden, norm2 = (0, 0, 1) if big_vision else (1, 3, 2)
     for i in range(spec.depth):
         block = f"Transformer/encoderblock_{i}"
@@ -83,17 +84,12 @@ def random_stem(spec: ViTSpec, draw: Draw, flat_norms: bool) -> dict[str, Array]
     assert spec.stem is not None
     tensors = {"conv_root/kernel": draw.std_kernel(7, 7, 3, spec.stem_width)}
     norms = {"gn_root": spec.stem_width}
-    channels = spec.stem_width
-    for stage, units in enumerate(spec.stem):
-        middle = spec.stem_width * 2**stage
-        for unit in range(units):
-            name = f"block{stage + 1}/unit{unit + 1}"
-            shapes = {"conv1": (1, 1, channels, middle), "conv2": (3, 3, middle, middle), "conv3": (1, 1, middle, 4 * middle)}
-            if unit == 0:
-                shapes["conv_proj"] = (1, 1, channels, 4 * middle)
-            tensors |= {f"{name}/{conv}/kernel": draw.std_kernel(*shape) for conv, shape in shapes.items()}
-            norms |= {f"{name}/{conv.replace('conv', 'gn')}": shape[-1] for conv, shape in shapes.items()}
-            channels = 4 * middle
+    for unit in unit_shapes(spec.stem, spec.stem_width):
+        name = f"block{unit.stage + 1}/unit{unit.unit + 1}"
+        for part, shape in unit.convolutions.items():
+            suffix = "_proj" if part == "projection" else part
+            tensors[f"{name}/conv{suffix}/kernel"] = draw.std_kernel(*shape)
+            norms[f"{name}/gn{suffix}"] = shape[-1]
     for name, size in norms.items():
         shape = (size,) if flat_norms else (1, 1, 1, size)
         tensors[f"{name}/scale"], tensors[f"{name}/bias"] = draw.small_norm(*shape)

@@ -1,7 +1,8 @@
 """What a random file of weights is to hold."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,32 @@ class BiTSpec:
     units: tuple[int, ...] = (1, 2, 1, 1)
     width: int = 64
     num_classes: int = 5
+
+
+class UnitShape(NamedTuple):
+    """Where a bottleneck stands and how wide it is, counted from 0; its output has four times `middle` channels."""
+
+    stage: int
+    unit: int
+    channels: int
+    middle: int
+
+    @property
+    def convolutions(self) -> dict[str, tuple[int, int, int, int]]:
+        """(height, width, in, out) of `1`, `2`, `3`, and in a stage's first unit of the projection."""
+        sides_1_3_1 = {
+            "1": (1, 1, self.channels, self.middle),
+            "2": (3, 3, self.middle, self.middle),
+            "3": (1, 1, self.middle, 4 * self.middle),
+        }
+        return sides_1_3_1 | ({} if self.unit else {"projection": (1, 1, self.channels, 4 * self.middle)})
+
+
+def unit_shapes(stages: tuple[int, ...], width: int) -> Iterator[UnitShape]:
+    """Every bottleneck of a ResNet whose root has `width` channels."""
+    channels = width
+    for stage, units in enumerate(stages):
+        middle = width * 2**stage
+        for unit in range(units):
+            yield UnitShape(stage, unit, channels, middle)
+            channels = 4 * middle
