@@ -68,7 +68,7 @@ def build(
     shuffle: bool = True,
     encoding: Encoding = ORIGINAL,
     skip_bad: bool = False,
-    workers: int = 1,
+    workers: int | None = 1,
 ) -> dict[str, Manifest]:
     """Shuffle, split, write `train` and `val` shards under `out`; a split or shard that was built so already stays as it is.
 
@@ -97,7 +97,7 @@ def build(
     write = partial(write_shard, encoding=encoding, skip_bad=skip_bad)
     shards = zip(work, in_processes(write, work, workers, "shards"), strict=True)
     for name, group in itertools.groupby(shards, lambda pair: pair[0].split):
-        _list_split(out / name, [done for _, done in group], collection.classes, built)
+        _list_split(out / name, [done for _, done in group], collection.classes)
     manifests = {name: read_manifest(str(out / f"{name}.json")) for name, images in splits.items() if images}
     for manifest in manifests.values():
         manifest.check()
@@ -245,7 +245,7 @@ def _statistics(written: list[tuple[Item, Encoded]]) -> dict[str, float]:
     }
 
 
-def _list_split(path: Path, shards: Sequence[Done], classes: list[str], built: dict[str, str]) -> None:
+def _list_split(path: Path, shards: Sequence[Done], classes: list[str]) -> None:
     """The manifest of a split, its statistics beside it, and what was left out."""
     rows = [done.row for done in shards if done.row.samples]
     if not rows:
@@ -261,7 +261,7 @@ def _list_split(path: Path, shards: Sequence[Done], classes: list[str], built: d
     storage.write(f"{path}.shards.csv", table.getvalue().encode())
     if skipped := [image for done in shards for image in done.skipped]:
         storage.write(f"{path}.skipped.jsonl", "".join(f"{json.dumps(image)}\n" for image in skipped).encode())
-    list_rows(rows, f"{path.absolute()}.json", classes, built)
+    list_rows(rows, f"{path.absolute()}.json", classes)
     for done in shards:
         Path(done.row.url).with_suffix(".done").unlink(missing_ok=True)
 
@@ -291,7 +291,7 @@ def spool(out: Path) -> Iterator[str]:
             out.rmdir()
 
 
-def gather(sources: Sequence[str], reading: Reading, allow_pipe: bool = False, workers: int = 1) -> Collection:
+def gather(sources: Sequence[str], reading: Reading, allow_pipe: bool = False, workers: int | None = 1) -> Collection:
     """The images of all sources, with one list of classes. Remote sources and pipes are copied to the spool, whole."""
     files = [file for name in expand(sources) for file in _files(name, reading.spool, allow_pipe)]
     collection = merge(list(in_processes(partial(collect, reading=reading), files, workers, "collect")), reading.classes)

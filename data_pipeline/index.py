@@ -61,11 +61,16 @@ class Member(NamedTuple):
 
 
 def scan(shard: Path, labels: Labels, name: str = "") -> Iterator[Entry]:
-    """The samples of a tar in order: each one image, and its label. `name` is the shard's in messages."""
+    """The samples of a tar in order: each one image, and its label. `name` is the shard's in messages.
+
+    Errors for what is no shard: links, devices, names that point outside, pickles, a missing end.
+    """
     name = name or str(shard)
-    parts = (member for member in members(shard, name) if is_part(member.key, member.extension))
-    for key, group in itertools.groupby(parts, operator.attrgetter("key")):
-        yield _entry(key, list(group), labels, name)
+    with shard.open("rb") as file:
+        members = (_member(file, info, name) for _, info in headers(file, name) if not info.isdir())
+        parts = (member for member in members if is_part(member.key, member.extension))
+        for key, group in itertools.groupby(parts, operator.attrgetter("key")):
+            yield _entry(key, list(group), labels, name)
 
 
 def _entry(key: str, group: list[Member], labels: Labels, name: str) -> Entry:
@@ -82,14 +87,6 @@ def _entry(key: str, group: list[Member], labels: Labels, name: str) -> Entry:
     end = last.offset + -(-len(last.content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     begin = group[0].begin
     return Entry(key, image.offset, len(image.content), crc32(image.content), label, image.offset - begin, end - begin)
-
-
-def members(shard: Path, name: str) -> Iterator[Member]:
-    """Every file of a tar. Errors for what is no shard: links, devices, names that point outside, pickles, a missing end."""
-    with shard.open("rb") as file:
-        for _, info in headers(file, name):
-            if not info.isdir():
-                yield _member(file, info, name)
 
 
 def headers(file: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:

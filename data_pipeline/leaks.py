@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.columns import read_columns
 from data_pipeline.decode import decode
 from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.manifest import Manifest
@@ -40,8 +39,8 @@ class Leak(NamedTuple):
 
 
 def leaks(a: Manifest, b: Manifest, pixels: bool = False) -> Iterator[Leak]:
-    """Every image of A that is in B, in A's order. Holds about 40 bytes per image of both, and 48 per image that is read."""
-    ours, theirs = (read_columns(manifest, "size", "crc32", "label") for manifest in (a, b))
+    """Every image of A that is in B, in A's order. Holds about 100 bytes per image of both, and 48 per image that is read."""
+    ours, theirs = (manifest.columns("size", "crc32", "label") for manifest in (a, b))
     read_a, read_b = np.arange(len(ours)), np.arange(len(theirs))
     if not pixels:
         read_a, read_b = candidates(ours, theirs)
@@ -63,16 +62,8 @@ def leaks(a: Manifest, b: Manifest, pixels: bool = False) -> Iterator[Leak]:
 def candidates(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the samples on both sides whose size and CRC-32 the other side has too."""
     a, b = (columns["size"].astype(np.uint64) << np.uint64(32) | columns["crc32"] for columns in (ours, theirs))
-    in_b = np.flatnonzero(_within(b, a))
-    return np.flatnonzero(_within(a, b[in_b])), in_b
-
-
-def _within(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """`np.isin` for many values and fewer others, with a tenth of its memory."""
-    if not len(others):
-        return np.zeros(len(values), bool)
-    ordered = np.sort(others)
-    return ordered.take(np.searchsorted(ordered, values), mode="clip") == values
+    in_b = np.flatnonzero(np.isin(b, a))
+    return np.flatnonzero(np.isin(a, b[in_b])), in_b
 
 
 def _digests(shards: Shards, samples: np.ndarray, pixels: bool) -> np.ndarray:

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from data_pipeline import storage
 from data_pipeline.config import Section
 from data_pipeline.errors import DataError
-from data_pipeline.index import HEADER_BYTES, num_rows
+from data_pipeline.index import HEADER_BYTES, ROW, num_rows, rows_range
 from data_pipeline.pool import in_threads
 from data_pipeline.remote import shown
 
@@ -54,7 +54,6 @@ class Manifest:
     label_max: np.ndarray  # int64, by shard
     classes: Sequence[str]
     index_dir: str = ""  # folder of the indexes 000000.idx, ...; "" = beside each shard
-    built: Mapping[str, str] = field(default_factory=dict)  # what `data build` made it from; {} = listed, not built
 
     @property
     def name(self) -> str:
@@ -85,6 +84,24 @@ class Manifest:
 
     def row(self, number: int) -> Row:
         return Row(self.shard(number), *(getattr(self, name)[number] for name in Row._fields[1:]))
+
+    def columns(self, *names: str) -> np.ndarray:
+        """What the indexes say of all samples, in order: a structured array of these columns of ROW."""
+        columns = np.empty(self.num_samples, [(name, ROW[name]) for name in names])
+        ends = np.cumsum(self.samples).tolist()
+
+        def fill(number: int) -> None:
+            index, count = self.index(number), int(self.samples[number])
+            content = storage.read(index, 0, rows_range(0, count)[1])
+            if (found := num_rows(content[:HEADER_BYTES], shown(index))) != count:
+                raise DataError(
+                    f"{shown(index)}: {found} samples, but {self.name} says {count}; write both anew with `vitscale data index`"
+                )
+            rows = np.frombuffer(content, ROW, offset=HEADER_BYTES)
+            columns[ends[number] - count : ends[number]] = rows[list(names)]
+
+        in_threads(fill, range(len(ends)))
+        return columns
 
     def check(self) -> None:
         """Shards and indexes are there, with the size and the number of samples stated here. Of remote ones, some.
@@ -163,8 +180,7 @@ class _Shards(Section):
 class _File(Section):
     """A manifest file."""
 
-    format: Literal["vitscale-manifest-2"] = "vitscale-manifest-2"
-    built: dict[str, str] = Field(default_factory=dict)
+    format: Literal["vitscale-manifest-3"] = "vitscale-manifest-3"
     classes: list[str]
     index_dir: str = ""
     shards: _Shards
@@ -181,7 +197,7 @@ def write_manifest(manifest: Manifest) -> None:
     """Write atomically: a manifest that exists is complete."""
     columns = {name: getattr(manifest, name) for name in _Shards.model_fields}
     shards = _Shards(**{name: c.tolist() if isinstance(c, np.ndarray) else list(c) for name, c in columns.items()})
-    content = _File(built=dict(manifest.built), classes=list(manifest.classes), index_dir=manifest.index_dir, shards=shards)
+    content = _File(classes=list(manifest.classes), index_dir=manifest.index_dir, shards=shards)
     storage.write(manifest.location, (content.model_dump_json(indent=1) + "\n").encode())
 
 
@@ -202,7 +218,7 @@ def read_manifest(location: str) -> Manifest:
     columns = dict(content.shards)
     if len(set(map(len, columns.values()))) != 1 or not sum(columns["samples"]):
         raise DataError(f"{shown(location)}: its columns must be equally long and list at least one sample; write it anew")
-    return from_columns(location, columns, classes=content.classes, index_dir=content.index_dir, built=content.built)
+    return from_columns(location, columns, classes=content.classes, index_dir=content.index_dir)
 
 
 def _said(error: ValueError) -> str:

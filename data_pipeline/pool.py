@@ -18,12 +18,14 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def in_processes(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, title: str) -> Iterator[Result]:
+def in_processes(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int | None, title: str
+) -> Iterator[Result]:
     """The results in the order of the tasks, with a bar on a terminal. With one worker or task it happens here.
 
-    The first error ends all; so does a worker that dies.
+    `workers` is by default one per processor. The first error ends all; so does a worker that dies.
     """
-    yield from _with_bar(_results(function, tasks, min(workers, len(tasks))), len(tasks), title)
+    yield from _with_bar(_results(function, tasks, min(workers or default_workers(), len(tasks))), len(tasks), title)
 
 
 def in_threads(

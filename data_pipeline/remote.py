@@ -40,7 +40,6 @@ TRANSIENT_STATUS = (408, 425, 429)  # the only HTTP 4xx that time may heal
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 _lock = threading.Lock()
-_warned: set[str] = set()  # grows by one each WARN_EVERY_S at most
 _last_warning_s = -WARN_EVERY_S
 _thread = threading.local()  # .unwanted: the event that this thread's reads end at
 _systems: dict[str, Any] = {}  # one per process: fsspec's own cache has one, with its connections, per thread
@@ -101,12 +100,6 @@ def write(url: str, content: bytes) -> None:
     if scheme_of(url) == "hf":
         raise DataError(f"{shown(url)}: hf:// is only read; write to a local folder and send it with `hf upload`")
     _retry(url, functools.partial(_operate, url, "pipe_file", content, num_bytes=len(content)))
-
-
-def close() -> None:
-    """Let go of all connections; they open again when needed."""
-    with _lock:
-        _systems.clear()
 
 
 def too_short(url: str, found: int, end: int) -> DataError:
@@ -289,12 +282,11 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _warn(url: str, found: str) -> None:
-    """Once per url, and for all urls together not more often than WARN_EVERY_S."""
+    """For all urls together not more often than WARN_EVERY_S."""
     global _last_warning_s
     with _lock:
         now = time.monotonic()
-        if url in _warned or now < _last_warning_s + WARN_EVERY_S:
+        if now < _last_warning_s + WARN_EVERY_S:
             return
-        _warned.add(url)
         _last_warning_s = now
     log.warning("%s: %s; trying again, %d times at most", shown(url), found, ATTEMPTS - 1)

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -24,7 +24,6 @@ from data_pipeline.remote import shown
 
 MAX_SHARDS = 1_000_000
 DOWNLOAD_BYTES = 1 << 26  # per request
-NOT_BUILT: Mapping[str, str] = {}  # how a manifest of tars that were there already was built
 
 
 class Task(NamedTuple):
@@ -35,7 +34,7 @@ class Task(NamedTuple):
 
 
 def list_shards(
-    shards: Sequence[str | Path], manifest: str | Path, classes: Sequence[str] = (), rule: str = "auto", workers: int = 1
+    shards: Sequence[str | Path], manifest: str | Path, classes: Sequence[str] = (), rule: str = "auto", workers: int | None = 1
 ) -> Manifest:
     """Read every shard, local or remote, write its index and then the manifest. `rule`: where labels stand, see labels.py.
 
@@ -54,7 +53,7 @@ def list_shards(
     rows = list(in_processes(index, tasks, workers, "index"))
     if not any(row.samples for row in rows):
         raise DataError(f"{', '.join(map(shown, urls[:3]))}: no samples in them; nothing to list")
-    return list_rows(rows, location, classes, index_dir=index_dir)
+    return list_rows(rows, location, classes, index_dir)
 
 
 def _absolute(url: str) -> str:
@@ -66,14 +65,12 @@ def _absolute(url: str) -> str:
     return url if storage.is_remote(url) else str(storage.local_path(url).absolute())
 
 
-def list_rows(
-    rows: Sequence[Row], location: str, classes: Sequence[str], built: Mapping[str, str] = NOT_BUILT, index_dir: str = ""
-) -> Manifest:
+def list_rows(rows: Sequence[Row], location: str, classes: Sequence[str], index_dir: str = "") -> Manifest:
     """Write the manifest of shards that have their indexes."""
     folder = location.rpartition("/")[0] + "/"
     columns = {name: [getattr(row, name) for row in rows] for name in Row._fields if name != "url"}
     columns["urls"] = [row.url.removeprefix(folder) for row in rows]
-    manifest = from_columns(location, columns, classes=list(classes), index_dir=index_dir, built=built)
+    manifest = from_columns(location, columns, classes=list(classes), index_dir=index_dir)
     write_manifest(manifest)
     return manifest
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.columns import read_columns
 from data_pipeline.decode import size
 from data_pipeline.errors import DataError
 from data_pipeline.jpeg import has_restarts
@@ -20,7 +19,7 @@ MAGIC = {b"\xff\xd8": "jpeg", b"\x89PNG": "png", b"RIFF": "webp"}
 
 def stats(manifest: Manifest, num_sampled: int, seed: int) -> dict[str, Any]:
     """Everything as JSON has it. Holds 16 bytes per sample."""
-    columns = read_columns(manifest, "size", "label")
+    columns = manifest.columns("size", "label")
     return {
         "manifest": manifest.name,
         "images": manifest.num_samples,

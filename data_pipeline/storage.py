@@ -104,12 +104,6 @@ def write(url: str, content: bytes) -> None:
         _local(url, lambda path: replace(path, content))
 
 
-def close() -> None:
-    """Let go of every file and connection; they open again when needed."""
-    _open.cache_clear()
-    remote.close()
-
-
 class _OpenFile:
     """A descriptor that lives as long as someone holds it: when others push it out, a read in progress still ends well."""
 

@@ -66,7 +66,7 @@ class Report:
             self.add(str(error), key)
 
 
-def check(manifest: Manifest, workers: int, num_classes: int | None = None, quick: bool = False) -> Iterator[Report]:
+def check(manifest: Manifest, workers: int | None, num_classes: int | None = None, quick: bool = False) -> Iterator[Report]:
     """A report per shard, in order, and one about keys that come again. Holds 8 bytes per sample, 25 at the end.
 
     Labels lie below `num_classes`, by default below the length of the class list, if there is one. `quick`: of images only

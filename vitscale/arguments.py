@@ -31,6 +31,10 @@ def add(commands: Commands, command: Callable[[argparse.Namespace], int], exampl
     return parser
 
 
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=count, help="processes (default: one per CPU)")
+
+
 def tell(found: Mapping[str, Any], as_json: bool) -> None:
     """Print what was found, by name: one JSON object, or a line for each."""
     if as_json:

@@ -2,9 +2,10 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
-from vitscale.arguments import Commands, add, count, seed
+from vitscale.arguments import Commands, add, add_workers, count, seed
 from vitscale.cli_inspect import add_inspect_commands
 from vitscale.cli_order import add_order_commands
 
@@ -68,10 +69,6 @@ def add_build(commands: Commands) -> None:
     build.add_argument("--restart-all", action="store_true", help="restart markers, without loss, in kept JPEGs too (jpegtran)")
 
 
-def add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=count, help="processes (default: one per CPU)")
-
-
 def local_folder(text: str) -> Path:
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text}: shards are built into a local folder; copy them when they are complete")
@@ -96,15 +93,14 @@ def run_data_build(args: argparse.Namespace) -> int:
     from data_pipeline import build
     from data_pipeline.collection import read_classes
     from data_pipeline.encode import Encoding
-    from data_pipeline.pool import default_workers
     from data_pipeline.sources import Reading
 
-    workers = args.workers or default_workers()
     classes = read_classes(args.classes) if args.classes else []
     with build.spool(args.out) as spool:
         reading = Reading(spool, args.label, classes, args.synsets)
-        train = build.gather(args.sources, reading, args.allow_pipe, workers)
-        val = build.gather(args.val, reading._replace(classes=train.classes), args.allow_pipe, workers) if args.val else None
+        gather = partial(build.gather, allow_pipe=args.allow_pipe, workers=args.workers)
+        train = gather(args.sources, reading)
+        val = gather(args.val, reading._replace(classes=train.classes)) if args.val else None
         manifests = build.build(
             train,
             args.out,
@@ -116,7 +112,7 @@ def run_data_build(args: argparse.Namespace) -> int:
             shuffle=not args.no_shuffle,
             encoding=Encoding(**{name: getattr(args, name) for name in Encoding._fields}),
             skip_bad=args.skip_bad,
-            workers=workers,
+            workers=args.workers,
         )
     for manifest in manifests.values():
         images, shards, classes_ = manifest.num_samples, len(manifest.urls), len(manifest.classes)
@@ -127,11 +123,10 @@ def run_data_build(args: argparse.Namespace) -> int:
 def run_data_index(args: argparse.Namespace) -> int:
     """Index tars that exist, local or remote, and list them in a manifest."""
     from data_pipeline.collection import read_classes
-    from data_pipeline.pool import default_workers
     from data_pipeline.shardlist import expand, list_shards
 
     classes = read_classes(args.classes) if args.classes else []
-    manifest = list_shards(expand(args.shards), args.out, classes, args.label, args.workers or default_workers())
+    manifest = list_shards(expand(args.shards), args.out, classes, args.label, args.workers)
     print(f"{manifest.name}: {manifest.num_samples:,} images in {len(manifest.urls)} shards")
     return 0
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from vitscale.arguments import Commands, add, count, seed, tell
+from vitscale.arguments import Commands, add, add_workers, count, seed, tell
 
 MANIFEST_HELP = "manifest, as path or URL"
 
@@ -13,7 +13,7 @@ def add_inspect_commands(commands: Commands) -> None:
     verify.add_argument("manifests", nargs="+", metavar="MANIFEST", help=MANIFEST_HELP)
     verify.add_argument("--num-classes", type=count, help="labels must lie below it (default: the manifest's list of classes)")
     verify.add_argument("--quick", action="store_true", help="headers of images only, none is decoded")
-    verify.add_argument("--workers", type=count, help="processes (default: one per core)")
+    add_workers(verify)
     verify.add_argument("--json", action="store_true", help="one JSON object per problem, and one at the end of each manifest")
 
     peek = add(
@@ -43,13 +43,12 @@ def add_inspect_commands(commands: Commands) -> None:
 def run_data_verify(args: argparse.Namespace) -> int:
     """Read every byte, decode every image and compare with manifest and index; exit status 1 when anything is wrong."""
     from data_pipeline.manifest import read_manifest
-    from data_pipeline.pool import default_workers
     from data_pipeline.verify import check
 
     total = 0
     for location in args.manifests:
         manifest, found = read_manifest(location), 0
-        for report in check(manifest, args.workers or default_workers(), args.num_classes, args.quick):
+        for report in check(manifest, args.workers, args.num_classes, args.quick):
             for problem in report.problems:
                 print(json.dumps(problem._asdict()) if args.json else problem)
             found += len(report.problems)

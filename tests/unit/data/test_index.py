@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import AWS_CREDENTIALS, http_server, s3_server
 
-from data_pipeline import storage
+from data_pipeline import remote, storage
 from data_pipeline.errors import DataError
 from data_pipeline.index import Entry, decode_index, encode_index, rows_range, scan
 from data_pipeline.labels import Labels
@@ -417,7 +417,7 @@ def test_shards_manifest_and_indexes_may_all_lie_on_s3(write_tar, monkeypatch):
             assert (manifest.urls, manifest.index_dir) == (["a.tar"], "train.index")
             assert Shards(manifest).read(1).image == b"second"
         finally:
-            storage.close()
+            remote._systems.clear()
 
 
 def test_a_folder_that_cannot_be_written_to_has_its_indexes_elsewhere(write_tar, tmp_path):

@@ -34,7 +34,7 @@ def num_members(shard: Path) -> int:
 def test_columns_are_those_of_the_files(train):
     content = json.loads(Path(train.location).read_text())
     files = [Path(train.location).parent / url for url in content["shards"]["urls"]]
-    assert content["format"] == "vitscale-manifest-2"
+    assert content["format"] == "vitscale-manifest-3"
     assert content["shards"]["bytes"] == [file.stat().st_size for file in files]
     assert content["shards"]["sha256"] == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     assert content["shards"]["samples"] == [num_members(file) // 2 for file in files] == [7, 1, 4, 4, 4, 4, 1]
@@ -91,7 +91,7 @@ def test_a_folder_is_no_manifest(tmp_path):
 NUMBERS = ("samples", "bytes", "index_bytes", "index_crc32", "label_min", "label_max")
 ONE = {"sha256": ["x"], **{name: [1] for name in NUMBERS}}
 SHARD = {"urls": ["a.tar"], **ONE}
-FORMAT = "vitscale-manifest-2"
+FORMAT = "vitscale-manifest-3"
 
 
 def document(**changes: object) -> dict:

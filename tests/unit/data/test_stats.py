@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from sharding import write_tar
 
-from data_pipeline.columns import read_columns
 from data_pipeline.errors import DataError
 from data_pipeline.shardlist import list_shards
 from data_pipeline.stats import stats
@@ -75,7 +74,7 @@ def test_a_sample_is_drawn_without_repetition_and_by_the_seed(tmp_path):
 
 def test_columns_are_those_of_the_tars(mixed):
     manifest, images = mixed
-    columns = read_columns(manifest, "label", "size")
+    columns = manifest.columns("label", "size")
     assert columns["size"].tolist() == [len(image) for image in images]
     assert columns["label"].tolist() == [0, 0, 1, 0, 3]
 

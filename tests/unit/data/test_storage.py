@@ -34,9 +34,8 @@ def fresh(monkeypatch):
     monkeypatch.setattr(remote, "FIRST_BACKOFF_S", 0.001)
     monkeypatch.setattr(remote, "LONGEST_BACKOFF_S", 0.001)
     monkeypatch.setattr(remote, "WARN_EVERY_S", 0.0)
-    remote._warned.clear()
     yield
-    storage.close()
+    remote._systems.clear()
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +224,7 @@ def test_what_a_network_does_is_tried_again(url, faults, fault, monkeypatch, cap
     faults.coming += [fault, *([""] if fault == "short" else []), fault]  # between: it asks how large the file is
     assert storage.read(url, 100, 90_000) == CONTENT[100:90_000]
     assert faults.requests.count("GET bytes=100-89999") == 3
-    assert [record.levelno for record in caplog.records if record.name == remote.__name__] == [logging.WARNING]
+    assert {record.levelno for record in caplog.records if record.name == remote.__name__} == {logging.WARNING}
 
 
 @pytest.mark.parametrize("action", [storage.size, storage.read_all, storage.exists])
