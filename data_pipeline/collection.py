@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,28 +87,23 @@ def merge(parts: Sequence[Collection], classes: Sequence[str] = ()) -> Collectio
         if len(named) < len(parts):
             raise DataError("classes have names in some sources and only numbers in others; give all names with --classes FILE")
         classes = named[0] if all(names == named[0] for names in named) else sorted({name for names in named for name in names})
-    places = {name: place for place, name in enumerate(classes)}
-    images = [image for part in parts for image in _placed(part, places)]
-    wrong = next((image for image in images if not -1 <= image.label < (len(classes) or 2**31)), None)
-    if wrong:
-        raise DataError(f"{wrong.name}: label {wrong.label}, but classes count from 0 to {(len(classes) or 2**31) - 1}")
-    return Collection(images, list(classes))
+    places, limit = {name: place for place, name in enumerate(classes)}, len(classes) or 2**31
+    return Collection([_placed(image, part.classes, places, limit) for part in parts for image in part.images], list(classes))
 
 
-def _placed(part: Collection, places: dict[str, int]) -> list[Item]:
-    if not part.classes or part.classes == list(places):
-        return part.images
-    renumber = [places.get(name) for name in part.classes]
-    images = []
-    for image in part.images:
-        label = image.label if image.label < 0 else renumber[image.label]
-        if label is None:
+def _placed(image: Item, names: Sequence[str], places: Mapping[str, int], limit: int) -> Item:
+    """The image with its label as a place; `names` are the classes that its label counts now, if they have names."""
+    label = image.label
+    if not -1 <= label < (len(names) or limit):
+        raise DataError(f"{image.name}: label {label}, but classes count from 0 to {(len(names) or limit) - 1}")
+    if names and label >= 0:
+        if names[label] not in places:
             raise DataError(
-                f"{image.name}: its class {part.classes[image.label]!r} is not among the {len(places)} classes "
-                f"({', '.join(list(places)[:3])}, ...) of --classes or of the training images; add it there, or leave it out"
+                f"{image.name}: its class {names[label]!r} is not among the {len(places)} classes ({', '.join([*places][:3])}, "
+                "...) of --classes or of the training images; add it there, or leave it out"
             )
-        images.append(image if label == image.label else image._replace(label=label))
-    return images
+        label = places[names[label]]
+    return image if label == image.label else image._replace(label=label)
 
 
 def read_classes(path: str) -> list[str]:

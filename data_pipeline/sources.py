@@ -21,10 +21,7 @@ from data_pipeline.labels import Labels
 
 DIGITS_SIDE = 64  # pixels; the scans are 8x8, enlarged so that a crop can be placed between their pixels
 PARQUET_ROWS = 256  # held in memory
-KINDS = (
-    "a folder of class folders; a .csv or .jsonl listing; a .parquet file; a webdataset .tar; ILSVRC2012_img_train.tar, "
-    "ILSVRC2012_img_val.tar or an archive of ImageNet-21k; `digits`"
-)
+SEE = "what may be a source stands in `vitscale data build --help`"
 
 
 class Reading(NamedTuple):
@@ -51,7 +48,7 @@ def collect(source: Source, reading: Reading) -> Collection:
     if path.is_dir():
         return folder(path)
     if not path.is_file():
-        raise DataError(f"{source.name}: does not exist; a source is {KINDS}")
+        raise DataError(f"{source.name}: does not exist; {SEE}")
     if suffix in (".csv", ".jsonl"):
         return listing(path, reading.classes)
     if suffix == ".parquet":
@@ -59,7 +56,7 @@ def collect(source: Source, reading: Reading) -> Collection:
     if suffix == ".tar":
         return tar(source, reading)
     compressed = "gunzip it first, compressed files cannot be read at random; " if suffix in (".gz", ".tgz") else ""
-    raise DataError(f"{source.name}: {compressed}a source is {KINDS}")
+    raise DataError(f"{source.name}: {compressed}{SEE}")
 
 
 def digits() -> Collection:
@@ -125,26 +122,19 @@ def _extension(file: Path) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, row) of a listing."""
+    line = 0
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             if path.suffix.lower() == ".csv":
-                reader = csv.DictReader(file)
-                yield from ((reader.line_num, row) for row in reader)
-            else:
-                yield from ((line, _object(text, f"{path}:{line}")) for line, text in enumerate(file, 1) if text.strip())
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a listing that can be read ({error}); write it anew, in UTF-8") from None
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-    """A line of JSON."""
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: not a JSON object; each line is one, with `path` and `label`")
-    return row
+                for row in (reader := csv.DictReader(file)):
+                    yield (line := reader.line_num), row
+                return
+            for line, text in enumerate(file, 1):
+                if text.strip():
+                    yield line, dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError, csv.Error) as error:
+        what = "a table in UTF-8, or JSON objects one per line"
+        raise DataError(f"{path}: not a listing, {what}, near line {line} ({error}); write it anew") from None
 
 
 def _labelled(images: list[Item], labels: list[str], classes: Sequence[str]) -> Collection:

@@ -168,7 +168,7 @@ def test_what_is_not_there(vitscale, tmp_path, words, said):
         (["predict", "gone", "image.png"], "gone: no such directory"),
         (["eval", "gone", "--data", "val.json"], "gone: no such directory"),
         (["data", "verify", "gone.json"], "gone.json: no manifest to read"),
-        (["data", "build", "gone", "--out", "out"], "gone: does not exist; a source is a folder of class folders"),
+        (["data", "build", "gone", "--out", "out"], "gone: does not exist; what may be a source stands in"),
         (["data", "index", "gone.tar", "--out", "out.json"], "gone.tar: no such shard"),
         (["data", "index", "gone.tar", "--out", "out.json", "--classes", "gone.txt"], "gone.txt"),
     ],

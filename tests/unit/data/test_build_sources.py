@@ -104,12 +104,12 @@ def test_labels_that_are_class_names_though_they_look_like_numbers(gathered, ima
             '{"path": "x.png", "label": 1}\n{"path": "x.png"}\n',
             r"l\.jsonl:2: .*needs `path` and `label`; found path",
         ),
-        ("l.jsonl", '{"path": "x.png", "label": 1}\n["x.png"]\n', r"l\.jsonl:2: not a JSON object"),
-        ("l.jsonl", "path,label\n", r"l\.jsonl:1: not a JSON object"),
-        ("l.jsonl", "[" * 100_000, r"l\.jsonl:1: not a JSON object"),
-        ("l.csv", b"path,label\nx.png\xff,1\n", r"l\.csv: not a listing that can be read .*byte 0xff"),
-        ("l.csv", f'path,label\nx.png,"{"1" * 200_000}"\n', r"l\.csv: not a listing that can be read .*field larger"),
-        ("l.txt", "x.png", r"l\.txt: a source is a folder of class folders"),
+        ("l.jsonl", '{"path": "x.png", "label": 1}\n["x.png"]\n', r"l\.jsonl: not a listing, .*near line 2"),
+        ("l.jsonl", "path,label\n", r"l\.jsonl: not a listing, .*near line 1"),
+        ("l.jsonl", "[" * 100_000, r"l\.jsonl: not a listing, .*near line 1"),
+        ("l.csv", b"path,label\nx.png\xff,1\n", r"l\.csv: not a listing, .*near line 0 .*byte 0xff"),
+        ("l.csv", f'path,label\nx.png,"{"1" * 200_000}"\n', r"l\.csv: not a listing, .*near line 0 .*field larger"),
+        ("l.txt", "x.png", r"l\.txt: what may be a source stands in .*--help"),
         ("l.tar.gz", "x.png", r"l\.tar\.gz: gunzip it first"),
         ("l.tar", "x.png", r"l\.tar: not a readable tar"),
     ],
@@ -122,7 +122,7 @@ def test_a_listing_that_is_wrong_is_named_with_its_line(gathered, tmp_path, png,
 
 
 def test_what_does_not_exist_is_said_with_what_may_and_leaves_no_folder(gathered, tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: does not exist; a source is a folder"):
+    with pytest.raises(DataError, match=r"nowhere: does not exist; what may be a source stands in"):
         gathered(tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
 
