@@ -11,7 +11,7 @@ from vitscale.cli_data import add_data_commands
 
 RECIPE_HELP = "recipe file, or the name of one that ships with vitscale (recipes/demo/pretrain.yaml)"
 OVERRIDES_HELP = "values to change, e.g. train.global_batch=512"
-MODEL_HELP = "checkpoint directory, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
+MODEL_HELP = "checkpoint directory, file of weights, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
 
 
 def main() -> None:
@@ -89,11 +89,13 @@ def add_model_commands(commands: Commands) -> None:
     evaluate.add_argument("model", help=MODEL_HELP)
     evaluate.add_argument("--data", required=True, help="manifest of the shards")
     evaluate.add_argument("--batch", type=count, default=64, help="images at a time (default: 64)")
+    evaluate.add_argument("--image-size", type=count, help="another size of images, in pixels (default: the model's)")
 
     predict = add(commands, run_predict, "vitscale predict models:/digits-vit@champion seven.png")
     predict.add_argument("model", help=MODEL_HELP)
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     predict.add_argument("--top", type=count, default=3, help="classes per image (default: 3)")
+    predict.add_argument("--image-size", type=count, help="another size of images, in pixels (default: the model's)")
     predict.add_argument("--json", action="store_true", help="one JSON object per image")
 
     pull = add(commands, run_pull, "vitscale pull models:/digits-vit@champion --to champion")
@@ -104,7 +106,17 @@ def add_model_commands(commands: Commands) -> None:
     publish.add_argument("checkpoint", type=Path, help="checkpoint directory")
     publish.add_argument("--name", required=True, help="registered model")
     publish.add_argument("--alias", required=True, help="alias that then points at the new version")
-    for parser in (evaluate, predict, pull, publish):
+
+    take = add(commands, run_import, "vitscale import L_16.npz --out models/l16")
+    take.add_argument("file", type=Path, help=".npz, .safetensors or .pth, or a folder of timm's or transformers'")
+    take.add_argument("overrides", nargs="*", metavar="a.b=c", help="fields of model.json known better, e.g. model.num_heads=2")
+    take.add_argument("--model", help="what it must be, e.g. vit-l16 (default: what the tensors say)")
+    take.add_argument("--out", type=Path, required=True, help="directory to make")
+    export = add(commands, run_export, "vitscale export models:/digits-vit@champion --format hf --out digits-hf")
+    export.add_argument("model", help=MODEL_HELP)
+    export.add_argument("--format", choices=("npz", "timm", "hf", "safetensors"), required=True, help="names and axes of whom")
+    export.add_argument("--out", type=Path, required=True, help="file, for timm and hf a folder or a file of weights alone")
+    for parser in (evaluate, predict, pull, publish, export):
         parser.add_argument("--tracking-uri", help="MLflow (default: MLFLOW_TRACKING_URI, else runs/mlflow.db here)")
 
 
@@ -184,7 +196,8 @@ def run_eval(args: argparse.Namespace) -> int:
     from vitscale.evaluate import evaluate_alone
     from vitscale.pretrained import load_pretrained
 
-    metrics = evaluate_alone(load_pretrained(args.model, args.tracking_uri), args.data, args.batch)
+    loaded = load_pretrained(args.model, args.tracking_uri, args.image_size)
+    metrics = evaluate_alone(loaded, args.data, args.batch)
     print(json.dumps(metrics))
     return 0
 
@@ -193,7 +206,7 @@ def run_predict(args: argparse.Namespace) -> int:
     """Likeliest classes of images."""
     from vitscale.pretrained import load_pretrained, open_image
 
-    loaded = load_pretrained(args.model, args.tracking_uri)
+    loaded = load_pretrained(args.model, args.tracking_uri, args.image_size)
     images = [open_image(path) for path in args.images]
     for path, guesses in zip(args.images, loaded.predict(images, args.top), strict=True):
         if args.json:
@@ -215,6 +228,42 @@ def run_pull(args: argparse.Namespace) -> int:
     if args.to:
         publish.pull(args.model, uri, args.to)
     print(args.to or source.locate(args.model, uri))
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write a model's weights as others name them: official .npz, timm, Hugging Face, or plain safetensors."""
+    from vitscale import source
+    from vitscale.pretrained import open_model
+    from vitscale.tracking import tracking_uri
+    from vitscale.weights.convert import export
+
+    info, weights = open_model(source.locate(args.model, args.tracking_uri or tracking_uri(None, "runs")))
+    print(*export(info, weights, args.format, args.out), sep="\n")
+    return 0
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Weights of others into a model directory: the layout is found out, sizes and options follow from the tensors."""
+    from vitscale import recipe
+    from vitscale.errors import ModelError
+    from vitscale.weights.convert import read_model, write_model
+
+    if args.out.exists():
+        raise ModelError(f"--out {args.out}: exists; choose another name or remove it")
+    changes = recipe.parse_overrides(args.overrides)
+    if args.model:
+        changes["model"] = {**changes.get("model", {}), "name": args.model}
+    imported = read_model(args.file, changes)
+    write_model(args.out, imported.info, imported.weights)
+    model, parameters = imported.info.model, sum(tensor.numel() for tensor in imported.weights.values())
+    print(
+        f"{args.file}: {imported.format} layout, {model.name}, {model.image_size} pixels, {model.num_classes:,} classes, "
+        f"{parameters:,} parameters -> {args.out}"
+    )
+    if imported.assumed:
+        assumed = ", ".join(f"{name}={value}" for name, value in imported.assumed.items())
+        print(f"assumed, because the file does not say: {assumed}; add what is known better, e.g. eval_crop=0.95")
     return 0
 
 

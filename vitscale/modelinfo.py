@@ -35,6 +35,14 @@ class ModelInfo(Section):
             classes=classes,
         )
 
+    def resized(self, image_size: int) -> "ModelInfo":
+        """The same model on images of another size; ModelError where its patches do not fit them."""
+        try:
+            model = ModelConfig.model_validate(self.model.model_dump() | {"image_size": image_size})
+        except ValidationError as error:
+            raise ModelError(explain(error)) from None
+        return self.model_copy(update={"model": model})
+
     def dump(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
@@ -49,5 +57,12 @@ def read_model_info(folder: Path) -> ModelInfo:
             f"{folder}: no {FILE} in it, so it is not a model; give a checkpoint directory or a models:/ URI"
         ) from None
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
-        raise ModelError(f"{path}: not readable by this version of vitscale: {problems}") from None
+        raise ModelError(f"{path}: not readable by this version of vitscale: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """`model.width: Input should be a valid integer; ...`"""
+    problems = (
+        (".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")) for problem in error.errors()
+    )
+    return "; ".join(f"{where}: {message}" for where, message in problems)

@@ -17,8 +17,9 @@ from vitscale.errors import ModelError
 from vitscale.model.build import Model, build
 from vitscale.model.config import ModelConfig
 from vitscale.modelinfo import WEIGHTS, ModelInfo, read_model_info
-from vitscale.source import locate
+from vitscale.source import is_foreign, locate
 from vitscale.tracking import tracking_uri
+from vitscale.weights.convert import read_model
 from vitscale.weights.transfer import fill
 
 
@@ -57,16 +58,26 @@ def build_model(config: ModelConfig | str, **changes: int | float | str | None) 
     return build(config)
 
 
-def load_pretrained(source: str | Path, tracking: str | None = None) -> Pretrained:
-    """The model in a checkpoint directory, or at `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID`.
+def load_pretrained(source: str | Path, tracking: str | None = None, image_size: int | None = None) -> Pretrained:
+    """The model in a checkpoint directory, a file of weights, or at `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID`.
 
-    `tracking` is the MLflow server or database of a URI; default MLFLOW_TRACKING_URI, else `runs/mlflow.db` here.
+    `tracking` is the MLflow server or database of a URI; default MLFLOW_TRACKING_URI, else `runs/mlflow.db` here. `image_size`
+    makes `.transform` give images of another size, for which the model interpolates its position embedding.
     """
-    folder = locate(str(source), tracking or tracking_uri(None, "runs"))
-    info = read_model_info(folder)
+    info, weights = open_model(locate(str(source), tracking or tracking_uri(None, "runs")))
     model = build(info.model).eval()
-    fill(model, load_file(folder / WEIGHTS), info.model, folder / WEIGHTS)
+    fill(model, weights, info.model, Path(source))
+    if image_size:
+        info = info.resized(image_size)
     return Pretrained(model, eval_transform(info), list(info.classes), info)
+
+
+def open_model(path: Path) -> tuple[ModelInfo, dict[str, torch.Tensor]]:
+    """What a model directory, or a file of weights of any layout, holds."""
+    if is_foreign(path):
+        imported = read_model(path)
+        return imported.info, imported.weights
+    return read_model_info(path), load_file(path / WEIGHTS)
 
 
 def open_image(path: Path) -> Image.Image:

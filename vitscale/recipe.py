@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from vitscale.config import RunConfig
 from vitscale.duration import UNITS
 from vitscale.errors import RecipeError
+from vitscale.model.config import ModelConfig
 
 NULLS, TRUES, FALSES = ("", "~", "null", "Null", "NULL"), ("true", "True", "TRUE"), ("false", "False", "FALSE")
 DIGITS = "[0-9]+(_[0-9]+)*"
@@ -35,7 +36,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error, file, origins)) from None
+        raise RecipeError(_explain(error, file, origins, values)) from None
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict:
+    """`a.b=value` of several words as one mapping."""
+    values: dict = {}
+    for override in overrides:
+        values = _merge(values, _parse_override(override, {}))
+    return values
 
 
 def find(path: str | Path) -> Path:
@@ -174,11 +183,11 @@ def _scalar(text: str) -> Any:
     return SPECIAL.get(text.lower(), text)
 
 
-def _explain(error: ValidationError, file: Path, origins: Origins) -> str:
-    return "; ".join(_explain_one(dict(problem), file, origins) for problem in error.errors())
+def _explain(error: ValidationError, file: Path, origins: Origins, values: dict) -> str:
+    return "; ".join(_explain_one(dict(problem), file, origins, values) for problem in error.errors())
 
 
-def _explain_one(problem: dict, file: Path, origins: Origins) -> str:
+def _explain_one(problem: dict, file: Path, origins: Origins, values: dict) -> str:
     """Where, found, allowed, for one problem that pydantic found."""
     location = [str(part) for part in problem["loc"]]
     if location[:3] == ["data", "train", "0"] and "data.train.0" not in {".".join(key.split(".")[:3]) for key in origins}:
@@ -186,7 +195,7 @@ def _explain_one(problem: dict, file: Path, origins: Origins) -> str:
     dotted = ".".join(location)
     where = next((origins[key] for key in _prefixes(dotted) if key in origins), str(file))
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
+        known = _fields_at(location[:-1], values)
         close = difflib.get_close_matches(location[-1], known, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{where}: unknown key {dotted}; {hint}allowed: {', '.join(known)}"
@@ -202,7 +211,7 @@ def _prefixes(dotted: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
-def _fields_at(location: list[str]) -> list[str]:
+def _fields_at(location: list[str], values: dict) -> list[str]:
     """The keys that the section at a location knows."""
     section: Any = RunConfig
     for name in location:
@@ -213,4 +222,6 @@ def _fields_at(location: list[str]) -> list[str]:
         section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
         if section is None:
             return []
+        if section is ModelConfig:
+            section = ModelConfig.kind(values[name])
     return [field.alias or key for key, field in section.model_fields.items()]

@@ -28,6 +28,7 @@ class RunDir:
         self.model_info = self.path / "model.json"
         self.mlflow_run_id = self.path / "mlflow_run_id"
         self.init = self.path / "init"
+        self.transfer = self.path / "transfer.txt"
         self._owner: IO[str] | None = None
 
     def claim(self) -> None:

@@ -84,7 +84,8 @@ def layers(model: ModelConfig) -> list[Layer]:
 
     def note(name: str, module: torch.nn.Module, output: torch.Tensor) -> None:
         shapes = {key: tuple(p.shape) for key, p in module.named_parameters(recurse=False)}
-        found.setdefault(name, Layer(name, tuple(output.shape[1:]), shapes))
+        first = 0 if name == "relative_keys" else 1  # the keys are the same for all images
+        found.setdefault(name, Layer(name, tuple(output.shape[first:]), shapes))
 
     with torch.device("meta"):
         built = build(model).eval()

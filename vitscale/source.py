@@ -1,4 +1,4 @@
-"""Where a model comes from: a directory, or a `models:/` or `runs:/` URI. Imports no torch."""
+"""Where a model comes from: a directory, a file of weights, or a `models:/` or `runs:/` URI. Imports no torch."""
 
 import json
 import os
@@ -25,11 +25,11 @@ class Origin(NamedTuple):
 
 
 def locate(source: str, uri: str) -> Path:
-    """A directory with the model, downloaded to the user's cache where `source` is a URI."""
+    """The model's directory, downloaded to the user's cache where `source` is a URI; or a file of weights, as it is."""
     from vitscale import publish
 
     if not source.startswith(publish.SCHEMES):
-        return checked_directory(source)
+        return Path(source) if is_foreign(Path(source)) else checked_directory(source)
     version = publish.resolve(source, uri)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitscale" / "models"
     folder = cache / f"{version.name}-v{version.number}-{version.model_id}"
@@ -63,6 +63,12 @@ def _fetch(source: str, folder: Path, uri: str) -> Origin:
     if source.startswith(publish.SCHEMES):
         version = publish.pull(source, uri, folder)
         origin = Origin(source, version.uri, version.run_id)
+    elif is_foreign(Path(source)):
+        from vitscale.weights.convert import read_model, write_model
+
+        imported = read_model(Path(source))
+        write_model(folder, imported.info, imported.weights)
+        origin = Origin(source, str(Path(source).absolute()), None)
     else:
         checkpoint = checked_directory(source)
         folder.mkdir(parents=True)
@@ -72,6 +78,11 @@ def _fetch(source: str, folder: Path, uri: str) -> Origin:
     (folder / ORIGIN).write_text(json.dumps(origin._asdict(), indent=1) + "\n")
     write_sums(folder)
     return origin
+
+
+def is_foreign(path: Path) -> bool:
+    """A file of weights, or a folder as timm and transformers write it: something to import."""
+    return path.is_file() or ((path / "config.json").is_file() and not (path / MODEL_INFO).exists())
 
 
 def run_id(checkpoint: Path) -> str | None:
@@ -84,7 +95,9 @@ def checked_directory(source: str) -> Path:
     """A model directory whose every byte is as written."""
     path = Path(source)
     if not path.is_dir():
-        raise ModelError(f"{source}: no such directory; give a checkpoint directory, models:/NAME@ALIAS or runs:/RUN_ID")
+        raise ModelError(
+            f"{source}: neither a checkpoint directory nor a file of weights; or give models:/NAME@ALIAS, runs:/RUN_ID"
+        )
     read_model_info(path)
     if damaged := verify(path):
         raise ModelError(f"{path}: {', '.join(damaged)}; use another checkpoint")

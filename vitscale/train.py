@@ -38,7 +38,7 @@ from vitscale.rundir import RunDir, replace_text
 from vitscale.source import Origin
 from vitscale.state import TrainState
 from vitscale.tracking import Tracker, last_metrics
-from vitscale.weights.transfer import summarise, transfer
+from vitscale.weights.transfer import summarise, table, transfer
 from vitscale.world import OtherRankFailedError, World
 
 
@@ -80,7 +80,9 @@ def build_model(cfg: RunConfig, run: RunDir, world: World) -> Model:
     model = build(cfg.model)
     if cfg.init:
         fates = transfer(model, load_file(run.init / WEIGHTS), read_model_info(run.init).model, cfg.init.pos_embed)
-        say(f"{cfg.name}: from {cfg.init.source}: {summarise(fates)}", world.is_main)
+        if world.is_main:
+            replace_text(run.transfer, table(fates) + "\n")
+        say(f"{cfg.name}: from {cfg.init.source}: {summarise(fates)}; every tensor in {run.transfer}", world.is_main)
     return model
 
 

@@ -5,14 +5,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from data_pipeline.config import Section
-from vitscale.model.zoo import ZOO
+from vitscale.model.zoo import BIT, ZOO
 
 Count = Annotated[int, Field(ge=1)]
 Grid = tuple[int, int]  # cells down, cells across
 
 
 class ModelConfig(Section):
-    """The model. Validating this class gives a ViTConfig or, where the name or a `width_factor` says so, a BiTConfig."""
+    """The model. Validating this class gives a ViTConfig or, where the name, `blocks` or `width_factor` say so, a BiTConfig."""
 
     # Two models of a kind with equal values here hold tensors of equal shapes, position embedding and head apart.
     ARCHITECTURE: ClassVar[tuple[str, ...]] = ()
@@ -25,6 +25,8 @@ class ModelConfig(Section):
     """outputs of the head"""
     head_bias: float = 0.0
     """initial bias of the head; -10 for sigmoid pretraining on many classes"""
+    resnet_eps: Literal["official", "timm"] = "official"
+    """hybrids and BiT: what keeps norms and standardised filters from dividing by zero, as the official code or as timm"""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -33,14 +35,20 @@ class ModelConfig(Section):
             return handler(values)
         values = with_size(values)
         if cls is ModelConfig:
-            kind = BiTConfig if "width_factor" in values else ViTConfig
-            return kind.model_validate(values)
+            return cls.kind(values).model_validate(values)
         return handler(values)
+
+    @staticmethod
+    def kind(values: dict[str, Any]) -> "type[ModelConfig]":
+        """What these values describe."""
+        is_bit = not {"blocks", "width_factor"}.isdisjoint(values) or str(values.get("name")) in BIT
+        return BiTConfig if is_bit else ViTConfig
 
     def architecture_differences(self, other: "ModelConfig") -> list[str]:
         """`width: 768 here, 1024 there` for everything that keeps the one's weights from fitting the other."""
         if type(self) is not type(other):
-            return [f"name: {self.name} here, {other.name} there"]
+            kinds = (f"{type(model).__name__.removesuffix('Config')} {model.name}" for model in (self, other))
+            return ["kind: {} here, {} there".format(*kinds)]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.ARCHITECTURE)
         return [f"{name}: {mine} here, {theirs} there" for name, mine, theirs in pairs if mine != theirs]
 
@@ -64,7 +72,7 @@ class ViTConfig(ModelConfig):
 
     ARCHITECTURE = (
         *("patch_size", "width", "depth", "num_heads", "mlp_dim", "stem_blocks", "pool", "pos_embed", "pos_embed_at"),
-        *("uses_layer_scale", "gelu", "norm_eps"),
+        *("uses_layer_scale", "gelu", "norm_eps", "resnet_eps"),
     )
 
     patch_size: Count
@@ -157,7 +165,7 @@ class ViTConfig(ModelConfig):
 class BiTConfig(ModelConfig):
     """A ResNet-v2 with group normalisation and standardised weights ("Big Transfer")."""
 
-    ARCHITECTURE = ("blocks", "width_factor")
+    ARCHITECTURE = ("blocks", "width_factor", "resnet_eps")
 
     blocks: Annotated[tuple[Count, Count, Count, Count], Field(strict=False)]
     """units in each of the four stages"""

@@ -17,27 +17,27 @@ TEMPERATURE = 10_000.0
 
 
 class Tables(nn.Module):
-    """Tables for the grid of the config; those for another grid are made when asked for and, without gradients, kept."""
+    """Tables for the grid of the config; those for the last other grid are, without gradients, kept."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
         self.num_tables = config.depth if config.pos_embed_at == "every" else 1
-        self._kept: dict[tuple[int, Grid], tuple[object, torch.Tensor]] = {}
+        self._kept: dict[int, tuple[object, torch.Tensor]] = {}
 
     def at(self, layer: int, grid: Grid) -> torch.Tensor:
         """The table of a block for a grid."""
-        table = layer % self.num_tables
-        if torch.is_grad_enabled() or grid == self.config.grid:
+        table, weights = layer % self.num_tables, [*self.parameters(), *self.buffers()]
+        # Tensors born in inference mode do not tell when they change.
+        if torch.is_grad_enabled() or grid == self.config.grid or any(weight.is_inference() for weight in weights):
             return self.make(table, grid)
-        weights = [(p.data_ptr(), p._version) for p in (*self.parameters(), *self.buffers())]
-        made, value = self._kept.get((table, grid), (None, None))
-        if value is None or made != weights:
-            value = self.make(table, grid)
-            self._kept[table, grid] = weights, value
-        return value
+        made_from = grid, [(weight.data_ptr(), weight._version) for weight in weights]
+        if table not in self._kept or self._kept[table][0] != made_from:
+            self._kept[table] = made_from, self.make(table, grid)
+        return self._kept[table][1]
 
     def make(self, table: int, grid: Grid) -> torch.Tensor:
+        """A table for a grid, in the type of the weights."""
         raise NotImplementedError
 
 
@@ -70,10 +70,10 @@ class PosEmbed(Tables):
         own, prefix = self.config.grid, self.config.num_prefix_tokens
         if self.config.pos_embed == "learned1d":
             table_1ND = self.table[table : table + 1]
-            return (table_1ND if grid == own else resize(table_1ND, own, grid, prefix))[0]
+            return (table_1ND if grid == own else resize(table_1ND, own, grid, prefix).to(table_1ND))[0]
         if self.config.pos_embed == "learned2d":
             x_WD, y_HD = (
-                resize_axis(axis[table : table + 1], length)[0]
+                resize_axis(axis[table : table + 1], length)[0].to(axis)
                 for axis, length in ((self.columns, grid[1]), (self.rows, grid[0]))
             )
             table_ND = torch.cat([x_WD.repeat(grid[0], 1), y_HD.repeat_interleave(grid[1], dim=0)], dim=1)
@@ -101,7 +101,7 @@ class RelativeKeys(Tables):
     def make(self, table: int, grid: Grid) -> torch.Tensor:
         own, prefix = self.config.grid, self.config.num_prefix_tokens
         table_1Od = self.table[table : table + 1]
-        table_Od = (table_1Od if grid == own else resize_relative(table_1Od, own, grid))[0]
+        table_Od = (table_1Od if grid == own else resize_relative(table_1Od, own, grid).to(table_1Od))[0]
         place_N = torch.arange(grid[0] * grid[1], device=table_Od.device)
         keys_NNd = table_Od[place_N[:, None] - place_N + len(place_N) - 1]
         return F.pad(keys_NNd, (0, 0, prefix, 0, prefix, 0))
@@ -139,7 +139,7 @@ def resize_axis(axis_TND: torch.Tensor, length: int, method: Method = "linear") 
 
 
 def resize_relative(table_TOd: torch.Tensor, grid_from: Grid, grid_to: Grid, method: Method = "linear") -> torch.Tensor:
-    """Keys of distances for another grid: (T, 2N-1, d) -> (T, 2N'-1, d), the key of distance 0 kept.
+    """Keys of distances for another grid: (T, 2N-1, d) -> (T, 2N'-1, d), by `linear` the key of distance 0 kept.
 
     A distance in raster order stands for at most two pairs (rows, columns). So the keys are laid out by rows and columns,
     resized there, and the pairs of each new distance averaged, weighted by how many patches lie so.

@@ -4,6 +4,8 @@ B images, C channels. The hybrids' is ResNet-v1 (norms after convolutions, paddi
 models_resnet.py; BiT is ResNet-v2 (norms before them, symmetric padding), as in the Big Transfer release.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,17 +19,30 @@ EXPANSION = 4  # a unit's output has four times the channels of its 3 x 3 convol
 NUM_GROUPS = 32
 
 
+class Eps(NamedTuple):
+    """Small numbers against division by zero."""
+
+    norm: float  # added to the variance in GroupNorm
+    deviation: float  # added to a filter's deviation
+    variance: float  # added to a filter's variance
+
+
+STEM_EPS = {"official": Eps(norm=1e-6, deviation=1e-5, variance=0.0), "timm": Eps(norm=1e-5, deviation=0.0, variance=1e-8)}
+BIT_EPS = {"official": Eps(norm=1e-5, deviation=0.0, variance=1e-10), "timm": Eps(norm=1e-5, deviation=0.0, variance=1e-8)}
+
+
 class StdConv2d(nn.Conv2d):
     """Each filter is standardised, over inputs and places, before use ("Micro-Batch Training", arXiv 1903.10520); no bias."""
 
-    def __init__(self, channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
+    def __init__(self, channels: int, out_channels: int, kernel_size: int, eps: Eps, stride: int = 1) -> None:
         super().__init__(channels, out_channels, kernel_size, stride, bias=False)
+        self.eps = eps
         lecun_normal_(self.weight)
 
     def standardised(self) -> torch.Tensor:
-        """fp32; as in the official code 1e-5 is added to the deviation."""
-        centred = self.weight.float() - self.weight.float().mean(dim=(1, 2, 3), keepdim=True)
-        return centred / (centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-5)
+        """fp32."""
+        variance, mean = torch.var_mean(self.weight.float(), dim=(1, 2, 3), correction=0, keepdim=True)
+        return (self.weight.float() - mean) / ((variance + self.eps.variance).sqrt() + self.eps.deviation)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         same = pad_same(images_BCHW, self.kernel_size[0], self.stride[0])
@@ -35,11 +50,7 @@ class StdConv2d(nn.Conv2d):
 
 
 class BiTConv2d(StdConv2d):
-    """The same with BiT's arithmetic: 1e-10 added to the variance, zeros on both sides alike."""
-
-    def standardised(self) -> torch.Tensor:
-        variance, mean = torch.var_mean(self.weight.float(), dim=(1, 2, 3), correction=0, keepdim=True)
-        return (self.weight.float() - mean) * torch.rsqrt(variance + 1e-10)
+    """The same with zeros on both sides alike."""
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         weight = self.standardised().to(images_BCHW.dtype)
@@ -66,11 +77,11 @@ def pad_same(images_BCHW: torch.Tensor, kernel_size: int, stride: int, value: fl
 class Stem(nn.Module):
     """Root and stages of the ResNet in front of a hybrid: images to `channels` features at a 4 x 2^(stages-1)th of the size."""
 
-    def __init__(self, blocks: tuple[int, ...]) -> None:
+    def __init__(self, blocks: tuple[int, ...], eps: Eps) -> None:
         super().__init__()
-        self.root = StdConv2d(3, ROOT_WIDTH, 7, stride=2)
-        self.norm = GroupNorm(ROOT_WIDTH, eps=1e-6)
-        self.stages, self.channels = build_stages(Unit, blocks, ROOT_WIDTH)
+        self.root = StdConv2d(3, ROOT_WIDTH, 7, eps, stride=2)
+        self.norm = GroupNorm(ROOT_WIDTH, eps.norm)
+        self.stages, self.channels = build_stages(Unit, blocks, ROOT_WIDTH, eps)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.norm(self.root(images_BCHW)))
@@ -80,16 +91,17 @@ class Stem(nn.Module):
 class Unit(nn.Module):
     """Bottleneck of a ResNet-v1: 1 x 1, 3 x 3 (with the stride), 1 x 1, each normalised; added to its input."""
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, eps: Eps) -> None:
         super().__init__()
         out_channels = EXPANSION * width
-        self.conv1, self.norm1 = StdConv2d(channels, width, 1), GroupNorm(width, eps=1e-6)
-        self.conv2, self.norm2 = StdConv2d(width, width, 3, stride), GroupNorm(width, eps=1e-6)
-        self.conv3, self.norm3 = StdConv2d(width, out_channels, 1), GroupNorm(out_channels, eps=1e-6)
+        self.conv1, self.norm1 = StdConv2d(channels, width, 1, eps), GroupNorm(width, eps.norm)
+        self.conv2, self.norm2 = StdConv2d(width, width, 3, eps, stride), GroupNorm(width, eps.norm)
+        self.conv3, self.norm3 = StdConv2d(width, out_channels, 1, eps), GroupNorm(out_channels, eps.norm)
         nn.init.zeros_(self.norm3.weight)  # each unit starts as its shortcut
         self.shortcut: nn.Module = nn.Identity()
         if channels != out_channels or stride != 1:
-            self.shortcut = nn.Sequential(StdConv2d(channels, out_channels, 1, stride), GroupNorm(out_channels, eps=1e-6))
+            conv, norm = StdConv2d(channels, out_channels, 1, eps, stride), GroupNorm(out_channels, eps.norm)
+            self.shortcut = nn.Sequential(conv, norm)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         y = F.relu(self.norm1(self.conv1(x_BCHW)))
@@ -103,10 +115,10 @@ class BiT(nn.Module):
     def __init__(self, config: BiTConfig) -> None:
         super().__init__()
         self.config = config
-        width = ROOT_WIDTH * config.width_factor
-        self.root = BiTConv2d(3, width, 7, stride=2)
-        self.stages, channels = build_stages(BiTUnit, config.blocks, width)
-        self.norm = GroupNorm(channels, eps=1e-5)
+        width, eps = ROOT_WIDTH * config.width_factor, BIT_EPS[config.resnet_eps]
+        self.root = BiTConv2d(3, width, 7, eps, stride=2)
+        self.stages, channels = build_stages(BiTUnit, config.blocks, width, eps)
+        self.norm = GroupNorm(channels, eps.norm)
         self.head = Head(channels, config.num_classes, config.head_bias)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:  # -> logits_BK
@@ -120,14 +132,14 @@ class BiT(nn.Module):
 class BiTUnit(nn.Module):
     """Bottleneck of a ResNet-v2: norm and ReLU before each convolution; the first also before the shortcut's."""
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, eps: Eps) -> None:
         super().__init__()
         out_channels = EXPANSION * width
-        self.norm1, self.conv1 = GroupNorm(channels, eps=1e-5), BiTConv2d(channels, width, 1)
-        self.norm2, self.conv2 = GroupNorm(width, eps=1e-5), BiTConv2d(width, width, 3, stride)
-        self.norm3, self.conv3 = GroupNorm(width, eps=1e-5), BiTConv2d(width, out_channels, 1)
+        self.norm1, self.conv1 = GroupNorm(channels, eps.norm), BiTConv2d(channels, width, 1, eps)
+        self.norm2, self.conv2 = GroupNorm(width, eps.norm), BiTConv2d(width, width, 3, eps, stride)
+        self.norm3, self.conv3 = GroupNorm(width, eps.norm), BiTConv2d(width, out_channels, 1, eps)
         projects = channels != out_channels or stride != 1
-        self.shortcut = BiTConv2d(channels, out_channels, 1, stride) if projects else None
+        self.shortcut = BiTConv2d(channels, out_channels, 1, eps, stride) if projects else None
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         y = F.relu(self.norm1(x_BCHW))
@@ -136,13 +148,13 @@ class BiTUnit(nn.Module):
         return shortcut + self.conv3(F.relu(self.norm3(y)))
 
 
-def build_stages(unit: type[Unit] | type[BiTUnit], blocks: tuple[int, ...], width: int) -> tuple[nn.Sequential, int]:
+def build_stages(unit: type[Unit] | type[BiTUnit], blocks: tuple[int, ...], width: int, eps: Eps) -> tuple[nn.Sequential, int]:
     """Stages of units, each stage but the first at half the size and twice the channels; and the channels that come out."""
     stages, channels = [], width
     for stage, count in enumerate(blocks):
         stage_width, units = width * 2**stage, []
         for number in range(count):
-            units.append(unit(channels, stage_width, stride=2 if stage > 0 and number == 0 else 1))
+            units.append(unit(channels, stage_width, 2 if stage > 0 and number == 0 else 1, eps))
             channels = EXPANSION * stage_width
         stages.append(nn.Sequential(*units))
     return nn.Sequential(*stages), channels

@@ -12,7 +12,7 @@ from vitscale.model.config import Grid, ViTConfig
 from vitscale.model.heads import AttentionPool, Head, PreLogits
 from vitscale.model.layers import DropPath, LayerNorm, LayerScale, lecun_normal_, xavier_linear
 from vitscale.model.posembed import PosEmbed, RelativeKeys
-from vitscale.model.resnet import Stem
+from vitscale.model.resnet import STEM_EPS, Stem
 
 
 class ViT(nn.Module):
@@ -21,7 +21,7 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.stem = None if config.stem_blocks is None else Stem(config.stem_blocks)
+        self.stem = None if config.stem_blocks is None else Stem(config.stem_blocks, STEM_EPS[config.resnet_eps])
         self.patch_embed = PatchEmbed(config.patch_size, self.stem.channels if self.stem else 3, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.pool == "token" else None
         self.pos_embed = PosEmbed(config) if config.pos_embed in ("learned1d", "learned2d", "sincos2d") else None

@@ -1,0 +1,133 @@
+"""The config.json that timm and transformers keep beside their weights: what it says of a model, and ours for them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vitscale.errors import ModelError
+from vitscale.model.config import BiTConfig, ModelConfig, ViTConfig
+from vitscale.model.zoo import SIZES
+from vitscale.modelinfo import FILE, ModelInfo
+
+GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_tanh": "tanh"}
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+TIMM_SIZES = dict(zip(SIZES, ("tiny", "small", "base", "large", "huge", "giant"), strict=True))
+TIMM_HYBRIDS = {
+    "r-ti16": "vit_tiny_r_s16_p8_224",
+    "r26-s32": "vit_small_r26_s32_224",
+    "r50-b16": "vit_base_r50_s16_224",
+    "r50-l32": "vit_large_r50_s32_224",
+}
+
+
+def read_beside(folder: Path) -> dict[str, Any]:
+    """Fields of model.json that the folder's model.json or config.json tells; {} without either."""
+    if ours := _read_json(folder / FILE):
+        return ours
+    config = _read_json(folder / "config.json")
+    if config.get("model_type") == "vit":
+        return _from_huggingface(config, _read_json(folder / "preprocessor_config.json"))
+    return _from_timm(config) if "pretrained_cfg" in config else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON ({error})") from None
+
+
+def _gelu(name: str) -> str:
+    if name not in GELU:
+        raise ModelError(f"config.json: activation {name!r} is not known; allowed: {', '.join(GELU)}")
+    return GELU[name]
+
+
+def _from_huggingface(config: dict[str, Any], preprocessor: dict[str, Any]) -> dict[str, Any]:
+    model = {
+        "num_heads": config.get("num_attention_heads", 12),  # the defaults of ViTConfig, which it does not write
+        "gelu": _gelu(config.get("hidden_act", "gelu")),
+        "norm_eps": config.get("layer_norm_eps", 1e-12),
+    }
+    names = config.get("id2label", {})
+    classes = [names[number] for number in sorted(names, key=int)]
+    known = {"classes": classes, "eval_crop": 1.0, "interpolation": RESAMPLE.get(preprocessor.get("resample", 2))}
+    known |= {"mean": preprocessor.get("image_mean"), "std": preprocessor.get("image_std")}
+    return {"model": model, **{key: value for key, value in known.items() if value is not None}}
+
+
+def _from_timm(config: dict[str, Any]) -> dict[str, Any]:
+    arguments, cfg = config.get("model_args", {}), config["pretrained_cfg"]
+    model = {"num_heads": arguments["num_heads"]} if "num_heads" in arguments else {}
+    if "act_layer" in arguments:
+        model["gelu"] = _gelu(arguments["act_layer"])
+    keys = {"mean": "mean", "std": "std", "interpolation": "interpolation", "crop_pct": "eval_crop", "label_names": "classes"}
+    return {"model": model, **{ours: cfg[theirs] for theirs, ours in keys.items() if theirs in cfg}}
+
+
+def huggingface_files(info: ModelInfo) -> dict[str, dict[str, Any]]:
+    """config.json and preprocessor_config.json for `ViTForImageClassification.from_pretrained`."""
+    model = info.model
+    assert isinstance(model, ViTConfig)
+    labels = info.classes or [f"LABEL_{number}" for number in range(model.num_classes)]
+    config = {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": model.mlp_dim,
+        "hidden_act": "gelu_pytorch_tanh" if model.gelu == "tanh" else "gelu",
+        "layer_norm_eps": model.norm_eps,
+        "hidden_dropout_prob": model.dropout,
+        "attention_probs_dropout_prob": 0.0,
+        "image_size": model.image_size,
+        "patch_size": model.patch_size,
+        "num_channels": 3,
+        "qkv_bias": True,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    size = {"height": model.image_size, "width": model.image_size}
+    resample = {name: number for number, name in RESAMPLE.items()}[info.interpolation]
+    preprocessor = {"image_processor_type": "ViTImageProcessor", "size": size, "resample": resample}
+    preprocessor |= {
+        "image_mean": info.mean,
+        "image_std": info.std,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+    }
+    return {"config.json": config, "preprocessor_config.json": preprocessor}
+
+
+def timm_files(info: ModelInfo) -> dict[str, dict[str, Any]]:
+    """config.json for `timm.create_model("local-dir:FOLDER")`."""
+    model, cfg = info.model, info.model_dump(mode="json", include={"mean", "std", "interpolation"})
+    size = {"input_size": (3, model.image_size, model.image_size), "num_classes": model.num_classes}
+    cfg |= size | {"crop_pct": info.eval_crop} | ({"label_names": info.classes} if info.classes else {})
+    config = {"architecture": timm_name(model), "num_classes": model.num_classes, "pretrained_cfg": cfg}
+    return {"config.json": config | ({"model_args": timm_arguments(model)} if isinstance(model, ViTConfig) else {})}
+
+
+def timm_arguments(model: ViTConfig) -> dict[str, Any]:
+    if model.representation_size:
+        raise ModelError("timm has no pre-logits; export to a .pth file for programs that have them, or fine-tune first")
+    arguments: dict[str, Any] = {"img_size": model.image_size, "act_layer": "gelu_tanh" if model.gelu == "tanh" else "gelu"}
+    if model.stem_blocks is not None:
+        return arguments
+    sizes = {"patch_size": model.patch_size, "embed_dim": model.width, "depth": model.depth, "num_heads": model.num_heads}
+    pool = {"class_token": model.pool == "token", "global_pool": "avg" if model.pool == "gap" else model.pool, "fc_norm": False}
+    return arguments | sizes | pool | {"mlp_ratio": model.mlp_dim / model.width, "init_values": model.layer_scale}
+
+
+def timm_name(model: ModelConfig) -> str:
+    """timm's name of the architecture; of a plain ViT the arguments overrule its sizes."""
+    if isinstance(model, BiTConfig) and model.name != "custom":
+        return f"resnetv2_{model.name.removeprefix('bit-r')}_bit"
+    if isinstance(model, ViTConfig) and model.stem_blocks is None:
+        size = next((name for name, numbers in SIZES.items() if numbers["width"] == model.width), "b")
+        return f"vit_{TIMM_SIZES[size]}_patch{14 if size in 'hg' else 16}_224"
+    if model.name not in TIMM_HYBRIDS:
+        raise ModelError(f"{model.name}: timm has no such model; export its weights alone, to a .safetensors file")
+    return TIMM_HYBRIDS[model.name]

@@ -1,0 +1,107 @@
+"""What kind of model tensors under our names make: sizes and options that show in names and shapes."""
+
+import math
+import re
+from typing import Any
+
+from vitscale.errors import ModelError
+from vitscale.model.flops import EXPANSION, ROOT_WIDTH
+from vitscale.model.zoo import SIZES, ZOO
+from vitscale.weights.rules import Tensors
+
+Fields = dict[str, Any]
+# The number of heads does not show in a fused matrix, but each width of the papers has one.
+NUM_HEADS = {size["width"]: size["num_heads"] for size in SIZES.values()}
+NEEDED = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "norm.weight", "head.weight")
+NEEDED_BIT = ("root.weight", "norm.weight", "head.weight")
+
+
+def infer(tensors: Tensors, known: Fields, where: str) -> Fields:
+    """Fields of the config of a model with these tensors; `known` ones win. ModelError where the tensors do not tell."""
+    is_bit = "root.weight" in tensors
+    if missing := [name for name in (NEEDED_BIT if is_bit else NEEDED) if name not in tensors]:
+        raise ModelError(f"{where}: {missing[0]} is missing, so this is no whole model; the file is incomplete or has no head")
+    fields = _bit(tensors) if is_bit else _vit(tensors, known, where)
+    fields |= {"num_classes": len(tensors["head.weight"])} | known
+    return {"name": _name(fields, where), **fields}
+
+
+def _bit(tensors: Tensors) -> Fields:
+    return {"blocks": _units(tensors, "stages"), "width_factor": len(tensors["root.weight"]) // ROOT_WIDTH}
+
+
+def _vit(tensors: Tensors, known: Fields, where: str) -> Fields:
+    width, inputs = tensors["patch_embed.proj.weight"].shape
+    blocks = _units(tensors, "stem.stages") if "stem.root.weight" in tensors else None
+    stride, channels = (1, 3) if blocks is None else (4, ROOT_WIDTH)
+    for _ in blocks or ():
+        channels = channels * 2 if channels > ROOT_WIDTH else channels * EXPANSION
+    stride *= 2 ** max(0, len(blocks or ()) - 1)
+    fields: Fields = {
+        "patch_size": math.isqrt(inputs // channels),
+        "width": width,
+        "depth": len(_matches(tensors, r"blocks\.(\d+)\.norm1\.weight")),
+        "mlp_dim": len(tensors["blocks.0.mlp.fc1.weight"]),
+        "stem_blocks": blocks,
+        "pool": "map" if "attention_pool.probe" in tensors else "token" if "cls_token" in tensors else "gap",
+        "representation_size": len(tensors["pre_logits.fc.bias"]) if "pre_logits.fc.bias" in tensors else None,
+        "layer_scale": 1e-4 if "blocks.0.scale1.factor" in tensors else None,  # that it is there; its first value is gone
+    }
+    fields |= _positions(tensors, fields, known, where)
+    fields["image_size"] = fields.pop("side") * fields["patch_size"] * stride if "side" in fields else 224
+    if "num_heads" not in fields | known:
+        if width not in NUM_HEADS:
+            raise ModelError(f"{where}: the number of heads does not show in the tensors; add model.num_heads=...")
+        fields["num_heads"] = NUM_HEADS[width]
+    return fields
+
+
+def _positions(tensors: Tensors, fields: Fields, known: Fields, where: str) -> Fields:
+    """Fields of the position embedding, and `side`, the patches along a side where it shows them."""
+    found: Fields = {}
+    if "pos_embed.table" in tensors:
+        tables, cells, _ = tensors["pos_embed.table"].shape
+        cells -= fields["pool"] == "token"
+        found = {"pos_embed": "learned1d", "pos_embed_at": "stem" if tables == 1 else "every"}
+    elif "pos_embed.columns" in tensors:
+        tables, columns, _ = tensors["pos_embed.columns"].shape
+        cells = columns * tensors["pos_embed.rows"].shape[1]
+        found = {"pos_embed": "learned2d", "pos_embed_at": "stem" if tables == 1 else "every"}
+    elif "relative_keys.table" in tensors:
+        tables, distances, head_width = tensors["relative_keys.table"].shape
+        cells = (distances + 1) // 2
+        at = "shared" if tables == 1 else "stem"
+        found = {"pos_embed": "relative", "pos_embed_at": at, "num_heads": fields["width"] // head_width}
+    elif "pos_embed" not in known:
+        raise ModelError(f"{where}: has no position embedding; add model.pos_embed=none, or =sincos2d for the fixed one")
+    else:
+        return {}
+    side = math.isqrt(cells)
+    if side * side != cells:
+        raise ModelError(
+            f"{where}: {cells} positions of patches are no square grid; only weights of square images can be taken"
+        )
+    return {**found, "side": side}
+
+
+def _name(fields: Fields, where: str) -> str:
+    """The model of the papers with these numbers, or `custom`; ModelError where another was named."""
+    if fields.get("name", "custom") == "custom":
+        return next((name for name, size in ZOO.items() if all(fields.get(key) == size[key] for key in size)), "custom")
+    size = ZOO.get(fields["name"], {})
+    for key, value in size.items():
+        if fields.get(key) != value:
+            raise ModelError(
+                f"{where}: is no {fields['name']}: its tensors have {key} {fields.get(key)}, {fields['name']} has {value}"
+            )
+    return str(fields["name"])
+
+
+def _units(tensors: Tensors, stages: str) -> tuple[int, ...]:
+    """Units in each stage of a ResNet."""
+    found = _matches(tensors, rf"{re.escape(stages)}\.(\d+)\.\d+\.conv1\.weight")
+    return tuple(found.count(stage) for stage in sorted(set(found), key=int))
+
+
+def _matches(tensors: Tensors, pattern: str) -> list[str]:
+    return [match[1] for name in tensors if (match := re.fullmatch(pattern, name))]

@@ -1,0 +1,111 @@
+"""Rules that translate names and axes between our tensors and a layout of others, in both directions from one table."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from einops import EinopsError, rearrange
+
+from vitscale.errors import ModelError
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Rule(NamedTuple):
+    """One kind of tensor. `{}` in names stands for numbers of blocks, stages or units.
+
+    Several names of theirs are the parts that ours holds one after another along its first axis: q, k and v.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    axes: str = "..."  # ours, or each part of it
+    their_axes: str = "..."  # the same letters in their order (einops)
+    first: int = 0  # the number that theirs begin to count from
+
+
+def unpack(tensors: Tensors, rules: list[Rule], where: str) -> Tensors:
+    """Their tensors under our names and axes; ModelError for one that no rule knows, or a part without the others."""
+    parts: dict[str, dict[int, torch.Tensor]] = {}
+    expected: dict[str, Rule] = {}
+    for name, tensor in tensors.items():
+        rule, part, ours = next(_matches(name, rules), (None, 0, ""))
+        if rule is None:
+            raise ModelError(
+                f"{where}: tensor {name} {list(tensor.shape)} has no place in a model of this project; the file is of another "
+                "kind of model, or holds more than its weights: take the tensor out"
+            )
+        try:
+            parts.setdefault(ours, {})[part] = rearrange(tensor, f"{rule.their_axes} -> {rule.axes}")
+        except EinopsError:
+            raise ModelError(f"{where}: tensor {name} is {list(tensor.shape)}, it should have axes {rule.their_axes}") from None
+        expected[ours] = rule
+    for ours, rule in expected.items():
+        if missing := [name for part, name in enumerate(rule.theirs) if part not in parts[ours]]:
+            raise ModelError(f"{where}: of {ours} only a part is there, {missing[0]} is missing; the file is incomplete")
+    return {name: torch.cat([part for _, part in sorted(found.items())]).contiguous() for name, found in parts.items()}
+
+
+def pack(tensors: Tensors, rules: list[Rule], layout: str, **lengths: int) -> Tensors:
+    """Our tensors under their names and axes; `lengths` of the letters that ours holds together. ModelError without a rule."""
+    packed = {}
+    for name, tensor in tensors.items():
+        rule, numbers = next(((rule, found) for rule in rules if (found := _numbers(name, rule.ours)) is not None), (None, []))
+        if rule is None:
+            raise ModelError(
+                f"{name} {list(tensor.shape)} has no place in the {layout} layout; export as safetensors, which holds all"
+            )
+        needed = {letter: length for letter, length in lengths.items() if letter in re.findall(r"\w+", rule.axes)}
+        for theirs, part in zip(rule.theirs, tensor.chunk(len(rule.theirs)), strict=True):
+            theirs = theirs.format(*(number + rule.first for number in numbers))
+            packed[theirs] = rearrange(part, f"{rule.axes} -> {rule.their_axes}", **needed).contiguous()
+    return packed
+
+
+def _matches(name: str, rules: list[Rule]) -> Iterator[tuple[Rule, int, str]]:
+    """(rule, which part, our name) for a name of theirs."""
+    for rule in rules:
+        for part, theirs in enumerate(rule.theirs):
+            numbers = _numbers(name, theirs)
+            if numbers is not None:
+                yield rule, part, rule.ours.format(*(number - rule.first for number in numbers))
+
+
+def _numbers(name: str, pattern: str) -> list[int] | None:
+    """The numbers where `pattern` has `{}` or `{:02}`; None where the name is another."""
+    found = _expression(pattern).fullmatch(name)
+    return [int(number) for number in found.groups()] if found else None
+
+
+def read_rules(table: str, first: int = 0) -> list[Rule]:
+    """The rules of a table in the form that layouts.py describes."""
+    rules = []
+    for line in filter(None, table.splitlines()):
+        ours, theirs, *axes = re.split(r"\s{2,}", line.strip())
+        mine, their_axes = axes[0].split(" -> ") if axes else ("...", "...")
+        for name, others in zip(_each(ours), _each(theirs), strict=True):
+            rules.append(Rule(_numbered(name), tuple(map(_numbered, _parts(others))), mine, their_axes, first))
+    return rules
+
+
+def _each(name: str) -> list[str]:
+    """`a.{b,c}` is a.b and a.c."""
+    head, brace, rest = name.partition("{")
+    inside, _, tail = rest.partition("}")
+    return [name] if not brace or "+" in inside else [head + choice + tail for choice in inside.split(",")]
+
+
+def _parts(name: str) -> list[str]:
+    """`a.{b+c}` is held in a.b and a.c."""
+    return _each(name.replace("+", ","))
+
+
+def _numbered(name: str) -> str:
+    return name.replace("**", "{:02}").replace("*", "{}")
+
+
+@cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    return re.compile(r"(\d+)".join(re.escape(piece) for piece in re.split(r"\{[^}]*\}", pattern)))
