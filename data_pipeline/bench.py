@@ -20,13 +20,14 @@ from PIL import Image
 
 from data_pipeline import decode
 from data_pipeline.box import Box
+from data_pipeline.build import build
+from data_pipeline.collection import Collection, Item
 from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig
 from data_pipeline.crop import crop_box, resize
 from data_pipeline.draw import Draw, Purpose
 from data_pipeline.loader import GROUP, Layout, train_loader
 from data_pipeline.manifest import Manifest
 from data_pipeline.order import Order
-from data_pipeline.shardlist import list_shards
 from data_pipeline.stream import Shards
 
 SIZE = 224
@@ -91,16 +92,8 @@ def make(folder: Path, count: int, restart_blocks: int) -> Kind:
         window.save(file, "JPEG", quality=QUALITY, subsampling=2, restart_marker_blocks=restart_blocks)
         images.append(file.getvalue())
         boxes.append(crop_box(*PHOTO, AugmentConfig().crop_area, AugmentConfig().crop_ratio, draw))
-    return Kind(images, boxes, write(folder, images))
-
-
-def write(folder: Path, images: list[bytes]) -> Manifest:
-    """Webdataset shards of a few hundred images."""
-    folder.mkdir()
-    with wds.ShardWriter(f"file:{folder}/%06d.tar", maxcount=256, verbose=0) as shards:
-        for number, image in enumerate(images):
-            shards.write({"__key__": f"{number:06d}", "jpg": image, "cls": str(number % 10).encode()})
-    return list_shards(sorted(folder.glob("*.tar")), folder / "train.json")
+    items = [Item(f"{number:06d}", "jpg", number % 10, image) for number, image in enumerate(images)]
+    return Kind(images, boxes, build(Collection(items, []), folder, 0, [256], seed=0, shuffle=False)["train"])
 
 
 def one_core(make_pixels: Callable[[bytes, Box], Any], kind: Kind, finish: Callable[[Any], Any] = lambda made: made) -> float:

@@ -32,7 +32,7 @@ from data_pipeline.labels import Labels
 from data_pipeline.manifest import Manifest, Row, index_beside, read_manifest
 from data_pipeline.pool import in_processes
 from data_pipeline.remote import shown
-from data_pipeline.shardlist import Task, download, expand, index_shard, list_rows
+from data_pipeline.shardlist import download, expand, index_shard, list_rows
 from data_pipeline.sources import Reading, Source, collect
 
 RATIO_IMAGES = 64  # encoded to see how large images become
@@ -185,7 +185,7 @@ def write_shard(work: Work, encoding: Encoding, skip_bad: bool) -> Done:
     partial_tar = work.path.with_suffix(f".{os.getpid()}.partial")
     try:
         written, skipped = _write_tar(partial_tar, work.images, encoding, skip_bad)
-        row = index_shard(Task(str(partial_tar), index_beside(str(work.path))), Labels("cls"))
+        row = index_shard((str(partial_tar), index_beside(str(work.path))), Labels("cls"))
         partial_tar.replace(work.path)
     except OSError as error:
         raise DataError(

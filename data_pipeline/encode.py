@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from data_pipeline import jpeg
-from data_pipeline.decode import decode
+from data_pipeline.decode import decode, kind
 
 ALIASES = {"jpg": ("jpg", "jpeg"), "png": ("png",), "webp": ("webp",)}  # what is kept, and its endings
 REENCODED = ("bmp", "gif", "tif", "tiff")  # endings of what Pillow reads, but not every reader of shards
@@ -42,13 +42,14 @@ def encode(image: bytes, extension: str, encoding: Encoding) -> Encoded:
     """
     pixels = decode(image)
     height, width = pixels.shape[:2]
-    size, kind = fit(width, height, encoding), _kind(image)
-    if not kind or size != (width, height):
+    size, kept, header = fit(width, height, encoding), kind(image), jpeg.read_header(image)
+    colours = len(header.sampling) if header else 0
+    if not kept or (kept == "jpg" and colours not in (1, 3)) or size != (width, height):
         return Encoded(
             _jpeg(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), encoding), "jpg", *size, "reencoded"
         )
-    extension = extension if extension in ALIASES[kind] else kind
-    if encoding.restart_all and kind == "jpg" and not jpeg.has_restarts(image):
+    extension = extension if extension in ALIASES[kept] else kept
+    if encoding.restart_all and kept == "jpg" and not jpeg.has_restarts(image):
         marked = jpeg.add_restarts(image, encoding.restart_interval)
         if marked:
             return Encoded(marked, extension, width, height, "marked")
@@ -63,15 +64,6 @@ def fit(width: int, height: int, encoding: Encoding) -> tuple[int, int]:
     if encoding.shortest:
         scale = min(scale, Fraction(encoding.shortest, min(width, height)))
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _kind(image: bytes) -> str:
-    """jpg, png or webp by the first bytes; empty for what is not to be kept."""
-    if header := jpeg.read_header(image):
-        return "" if len(header.sampling) == 4 else "jpg"
-    if image.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else ""
 
 
 def _jpeg(picture: Image.Image, encoding: Encoding) -> bytes:

@@ -42,10 +42,6 @@ class Header(NamedTuple):
     frame: int  # offset of the height and the width
     codes: int  # offset of the first code
 
-    @property
-    def components(self) -> int:
-        return len(self.sampling)
-
 
 def read_header(image: bytes) -> Header | None:
     """None: not a JPEG, or one with a damaged header."""

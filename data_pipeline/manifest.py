@@ -207,22 +207,12 @@ def read_manifest(location: str) -> Manifest:
         location = str(storage.local_path(location).absolute())
     try:
         content = _File.model_validate(from_json(storage.read_all(location)))  # model_validate_json would hold it twice
-    except DataError as error:
-        raise DataError(
-            f"{shown(location)}: no manifest to read ({error}); write it with `vitscale data build` or `vitscale data index`"
-        ) from None
     except ValueError as error:
+        said = "{loc}: {msg}".format(**error.errors()[0]) if isinstance(error, ValidationError) else error
         raise DataError(
-            f"{shown(location)}: not a manifest ({_said(error)}); write it anew with `vitscale data index`"
+            f"{shown(location)}: no manifest to read ({said}); write it with `vitscale data build` or `vitscale data index`"
         ) from None
     columns = dict(content.shards)
     if len(set(map(len, columns.values()))) != 1 or not sum(columns["samples"]):
         raise DataError(f"{shown(location)}: its columns must be equally long and list at least one sample; write it anew")
     return from_columns(location, columns, classes=content.classes, index_dir=content.index_dir)
-
-
-def _said(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -91,7 +91,8 @@ class Order:
         seed: int,
         weights: Sequence[float] | None = None,
     ) -> None:
-        assert global_batch % lanes == 0
+        if global_batch % lanes:
+            raise DataError(f"{lanes} lanes do not divide a global batch of {global_batch}; choose one of its divisors")
         counts = share_lanes(weights or [float(np.sum(sizes)) for sizes in sources], lanes)
         self.sources = [Source(sizes, k, n, seed) for k, (sizes, n) in enumerate(zip(sources, counts, strict=True))]
         self.first_sample = np.cumsum([0, *(source.num_samples for source in self.sources)])  # of each source, and the end
@@ -105,6 +106,8 @@ class Order:
 
     def lanes_of(self, rank: int, ranks: int) -> tuple[int, int]:
         """The lanes [first, end) that a rank owns."""
+        if self.lanes % ranks:
+            raise DataError(f"{self.lanes} lanes cannot feed {ranks} ranks evenly; choose a divisor of the lanes")
         return rank * self.lanes // ranks, (rank + 1) * self.lanes // ranks
 
     def view(self, first_lane: int, end_lane: int, opened: Callable[[np.ndarray], Any] | None = None) -> "LaneView":

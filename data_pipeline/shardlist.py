@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from braceexpand import braceexpand
 from isal.isal_zlib import crc32
@@ -26,13 +26,6 @@ MAX_SHARDS = 1_000_000
 DOWNLOAD_BYTES = 1 << 26  # per request
 
 
-class Task(NamedTuple):
-    """A shard to be indexed."""
-
-    url: str
-    destination: str  # of the index
-
-
 def list_shards(
     shards: Sequence[str | Path], manifest: str | Path, classes: Sequence[str] = (), rule: str = "auto", workers: int | None = 1
 ) -> Manifest:
@@ -46,7 +39,7 @@ def list_shards(
     )
     index_dir = "" if beside else f"{Path(location.partition('?')[0]).stem}.index"
     tasks = [
-        Task(url, index_beside(url) if beside else storage.join(location, f"{index_dir}/{number:06d}.idx"))
+        (url, index_beside(url) if beside else storage.join(location, f"{index_dir}/{number:06d}.idx"))
         for number, url in enumerate(urls)
     ]
     index = functools.partial(index_shard, labels=Labels(rule, classes))
@@ -75,15 +68,16 @@ def list_rows(rows: Sequence[Row], location: str, classes: Sequence[str], index_
     return manifest
 
 
-def index_shard(task: Task, labels: Labels) -> Row:
-    """Read a shard once and write its index."""
-    with local_copy(task.url) as path:
-        entries = list(scan(path, labels, shown(task.url)))
+def index_shard(task: tuple[str, str], labels: Labels) -> Row:
+    """Read a shard once and write its index; the task names both."""
+    url, destination = task
+    with local_copy(url) as path:
+        entries = list(scan(path, labels, shown(url)))
         index = encode_index(entries)
-        storage.write(task.destination, index)
+        storage.write(destination, index)
         found = [entry.label for entry in entries] or [0]
         size, checksum = path.stat().st_size, sha256(path)
-    return Row(task.url, len(entries), size, checksum, len(index), crc32(index), min(found), max(found))
+    return Row(url, len(entries), size, checksum, len(index), crc32(index), min(found), max(found))
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class Scale:
 def simulate(scale: Scale) -> dict[str, float]:
     """All that is measured or follows, by name with unit; times are of this machine."""
     order = scale.order(scale.sizes())
-    held = resident_samples(scale.lanes // scale.ranks, order.per_lane, scale.shuffle_block)
+    held = resident_samples(order.lanes_of(0, scale.ranks)[1], order.per_lane, scale.shuffle_block)
     return {
         **start(scale),
         **resume(scale, order),

@@ -2,19 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from data_pipeline.decode import size
+from data_pipeline.decode import kind, size
 from data_pipeline.errors import DataError
 from data_pipeline.jpeg import has_restarts
 from data_pipeline.labels import NO_LABEL
 from data_pipeline.manifest import Manifest
 from data_pipeline.pool import in_threads
 from data_pipeline.stream import Shards
-
-MAGIC = {b"\xff\xd8": "jpeg", b"\x89PNG": "png", b"RIFF": "webp"}
 
 
 def stats(manifest: Manifest, num_sampled: int, seed: int) -> dict[str, Any]:
@@ -54,40 +52,27 @@ def class_name(label: int, classes: Sequence[str]) -> str:
     return classes[label] if 0 <= label < len(classes) else str(label)
 
 
-class Look(NamedTuple):
-    """What an image's header says."""
-
-    width: int
-    height: int
-    format: str
-    restarts: bool
-
-
 def sampled_stats(manifest: Manifest, num_sampled: int, seed: int) -> dict[str, Any]:
     """Sizes and formats of images drawn without repetition."""
     shards = Shards(manifest)
 
-    def look(sample: int) -> Look | None:
+    def look(sample: int) -> tuple[int, int, str, bool] | None:
         block = shards.load([sample])
         try:
             image, _ = block.image(sample)
-            return Look(*size(image), format_of(image), has_restarts(image))
+            return *size(image), kind(image) or "other", has_restarts(image)
         except DataError:
             return None
 
     samples = np.random.default_rng(seed).choice(len(shards), min(num_sampled, len(shards)), replace=False)
     looks = [found for found in in_threads(look, np.sort(samples).tolist()) if found]
+    widths, heights, kinds, restarts = zip(*looks, strict=True) if looks else [()] * 4
     return {
         "sampled": len(samples),
         "damaged": len(samples) - len(looks),
-        "width": spread([found.width for found in looks]),
-        "height": spread([found.height for found in looks]),
-        "aspect": spread([found.width / found.height for found in looks]),
-        "formats": dict(Counter(found.format for found in looks).most_common()),
-        "restart_markers": sum(found.restarts for found in looks) / max(1, len(looks)),
+        "width": spread(widths),
+        "height": spread(heights),
+        "aspect": spread(np.divide(widths, heights)),
+        "formats": dict(Counter(kinds).most_common()),
+        "restart_markers": sum(restarts) / max(1, len(looks)),
     }
-
-
-def format_of(image: bytes) -> str:
-    """By its first bytes, whatever its file was called."""
-    return next((name for magic, name in MAGIC.items() if image.startswith(magic)), "other")

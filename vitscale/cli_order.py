@@ -51,16 +51,6 @@ def large(text: str) -> int:
     return int(number)
 
 
-def check_layout(global_batch: int, lanes: int, ranks: int) -> None:
-    """Every lane has the same part of the batch, every rank the same number of lanes."""
-    from data_pipeline.errors import DataError
-
-    if global_batch % lanes:
-        raise DataError(f"--lanes {lanes} does not divide a global batch of {global_batch}; choose one of its divisors")
-    if lanes % ranks:
-        raise DataError(f"--ranks {ranks}: {lanes} lanes cannot feed {ranks} ranks evenly; choose a divisor of the lanes")
-
-
 def default_block() -> int:
     from data_pipeline.config import DataConfig
 
@@ -73,7 +63,7 @@ def run_data_order(args: argparse.Namespace) -> int:
     from data_pipeline.stream import Shards, list_steps
 
     manifests, order = _order(args)
-    shards, size = Shards(manifests), order.lanes // args.ranks * order.per_lane
+    shards, size = Shards(manifests), order.lanes_of(0, args.ranks)[1] * order.per_lane
     for step, slots in list_steps(shards, order, (0, order.lanes), args.steps):
         if args.json:
             keys = [key for _, _, key in slots]
@@ -101,7 +91,6 @@ def _order(args: argparse.Namespace) -> "tuple[list[Manifest], Order]":
     lanes, block, first = args.lanes or lanes, args.shuffle_block or block, first if args.seed is None else args.seed
     if not locations or (weights and len(weights) != len(locations)):
         raise DataError(f"data order: {len(locations)} manifests; give one or more, or none for those of --recipe")
-    check_layout(batch, lanes, args.ranks)
     manifests = [read_manifest(location) for location in locations]
     return manifests, Order([manifest.samples for manifest in manifests], batch, lanes, block, first, weights)
 
@@ -112,7 +101,6 @@ def run_data_simulate(args: argparse.Namespace) -> int:
     from data_pipeline.simulate import Scale, simulate
 
     lanes, block = args.lanes or args.global_batch, args.shuffle_block or default_block()
-    check_layout(args.global_batch, lanes, args.ranks)
     if args.shards > args.samples:
         raise DataError(f"--shards {args.shards}: more than the {args.samples} samples; a shard holds at least one")
     tell(simulate(Scale(args.samples, args.shards, args.ranks, args.global_batch, lanes, block)), args.json)

@@ -106,8 +106,8 @@ def test_samples_are_listed_by_number(manifests, samples):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--lanes", 5], "--lanes 5 does not divide a global batch of 12"),
-        (["--ranks", 5], "--ranks 5: 6 lanes cannot feed 5"),
+        (["--lanes", 5], "5 lanes do not divide a global batch of 12"),
+        (["--ranks", 5], "6 lanes cannot feed 5 ranks"),
         ([], "0 manifests; give one or more"),
         (["gone.json"], "gone.json"),
     ],

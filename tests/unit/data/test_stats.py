@@ -54,7 +54,7 @@ def test_everything_is_counted(mixed):
 def test_sizes_and_formats_are_those_of_the_images(mixed):
     sampled = stats(mixed[0], 100, seed=0)
     assert (sampled["sampled"], sampled["damaged"]) == (5, 1)
-    assert sampled["formats"] == {"jpeg": 2, "png": 1, "webp": 1}
+    assert sampled["formats"] == {"jpg": 2, "png": 1, "webp": 1}
     assert sampled["restart_markers"] == 1 / 4
     assert [sampled["width"][name] for name in ("min", "median", "max")] == [10, 20, 60]
     assert [sampled["height"][name] for name in ("min", "median", "max")] == [20, 30, 50]
@@ -99,7 +99,7 @@ def test_the_command_prints_a_table_or_json(mixed, capsys):
     assert "images_per_shard min 1 p5 1.15 median 2.5 p95 3.85 max 4" in map(" ".join, lines)
     assert [line for line in lines if line[0] in ("sampled", "damaged")] == [["sampled", "5"], ["damaged", "1"]]
     assert [line for line in lines if line[0] in ("formats", "restart_markers")] == [
-        ["formats", "jpeg", "2", "png", "1", "webp", "1"],
+        ["formats", "jpg", "2", "png", "1", "webp", "1"],
         ["restart_markers", "0.25"],
     ]
     assert lines[-4:] == [["3", "ant", "#" * 40], ["1", "bee", "#" * 13], ["1", "dog", "#" * 13], ["0", "cat"]]
