@@ -1,8 +1,6 @@
 """Encoded image -> pixels, of all of it or of a part."""
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
@@ -22,13 +20,17 @@ CODES_LEFT = "extraneous bytes before marker 0xd9"  # libjpeg reports its first 
 
 def size(image: bytes) -> tuple[int, int]:
     """(width, height) of what `decode` gives, from the header. BadSampleError: no image, or too large a one."""
-    with _bad_sample():
+    try:
         header = jpeg.read_header(image)
         if header and not header.app1:
             return _allowed(header.width, header.height)
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             width, height = opened.size
             return (height, width) if _orientation(opened, image) in (5, 6, 7, 8) else (width, height)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadSampleError(f"not a readable image ({error})") from error
 
 
 def decode(image: bytes, box: Box | None = None) -> np.ndarray:
@@ -42,19 +44,13 @@ def decode(image: bytes, box: Box | None = None) -> np.ndarray:
     BadSampleError: it is no image, or has more than MAX_PIXELS. A crop says nothing of damage outside of it,
     except that the image ends too early.
     """
-    with _bad_sample():
+    try:
         header = jpeg.read_header(image)
         if header and header.sampling in TURBO_SAMPLING and not (header.app1 and _to_be_turned(image)):
             _allowed(header.width, header.height)
             return _decode_jpeg(image, header, box)
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             return _part(np.array(to_rgb(opened)), box)
-
-
-@contextmanager
-def _bad_sample() -> Iterator[None]:
-    try:
-        yield
     except MemoryError:  # says nothing of the image: another machine would decode it
         raise
     except Exception as error:  # for broken bytes Pillow also raises SyntaxError, struct.error, DecompressionBombError, ...
