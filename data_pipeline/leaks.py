@@ -1,8 +1,7 @@
 """Images of one data set that are in another: a test set in its training set, ImageNet-1k in ImageNet-21k.
 
 The indexes hold each image's size and CRC-32, so that candidates are found without reading images; SHA-256 of their bytes
-confirms them. An image that was encoded again has other bytes: with `pixels` all images are decoded and compared by what they
-show, which finds the same pixels in another container. Copies that were resized, cropped or lossily encoded stay unseen.
+confirms them. Copies that were encoded again, resized or cropped have other bytes and stay unseen.
 """
 
 import hashlib
@@ -11,14 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.decode import decode
 from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.manifest import Manifest
-from data_pipeline.pool import READ_THREADS, default_workers, in_threads
+from data_pipeline.pool import in_threads
 from data_pipeline.remote import shown
 from data_pipeline.stream import Shards, where
 
-RUN = 64  # consecutive samples that are read at once
 TASK = 256  # samples
 
 
@@ -38,14 +35,12 @@ class Leak(NamedTuple):
     times: int  # how often B has it
 
 
-def leaks(a: Manifest, b: Manifest, pixels: bool = False) -> Iterator[Leak]:
+def leaks(a: Manifest, b: Manifest) -> Iterator[Leak]:
     """Every image of A that is in B, in A's order. Holds about 100 bytes per image of both, and 48 per image that is read."""
     ours, theirs = (manifest.columns("size", "crc32", "label") for manifest in (a, b))
-    read_a, read_b = np.arange(len(ours)), np.arange(len(theirs))
-    if not pixels:
-        read_a, read_b = candidates(ours, theirs)
+    read_a, read_b = candidates(ours, theirs)
     shards_a, shards_b = Shards(a), Shards(b)
-    digests_a, digests_b = (_digests(*read, pixels) for read in ((shards_a, read_a), (shards_b, read_b)))
+    digests_a, digests_b = _digests(shards_a, read_a), _digests(shards_b, read_b)
     order = np.argsort(digests_b, kind="stable")  # of equal ones the first in B comes first
     ordered = digests_b[order]
     begins, ends = (np.searchsorted(ordered, digests_a, side) for side in ("left", "right"))
@@ -66,34 +61,20 @@ def candidates(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.flatnonzero(np.isin(a, b[in_b])), in_b
 
 
-def _digests(shards: Shards, samples: np.ndarray, pixels: bool) -> np.ndarray:
-    """SHA-256 of the bytes or pixels of samples, whose numbers ascend."""
+def _digests(shards: Shards, samples: np.ndarray) -> np.ndarray:
+    """SHA-256 of the images of samples."""
     digests = np.empty(len(samples), "S32")
 
     def fill(start: int) -> None:
-        places = np.arange(start, min(start + TASK, len(samples)))
-        breaks = (np.diff(samples[places]) != 1) | (places[1:] % RUN == 0)
-        for run in np.split(places, np.flatnonzero(breaks) + 1):
-            block = shards.load(samples[run])
-            for place in run.tolist():
-                try:
-                    image, _ = block.image(int(samples[place]))
-                except BadSampleError as error:
-                    raise DataError(f"{where(shards, int(samples[place]))}: {error}") from error
-                digests[place] = _digest(image, pixels)
+        for place, sample in enumerate(samples[start : start + TASK].tolist(), start):
+            try:
+                image, _ = shards.load([sample]).image(sample)
+            except BadSampleError as error:
+                raise DataError(f"{where(shards, sample)}: {error}") from error
+            digests[place] = hashlib.sha256(image).digest()
 
-    in_threads(fill, range(0, len(samples), TASK), max(READ_THREADS, default_workers()), "reading images")
+    in_threads(fill, range(0, len(samples), TASK), title="reading images")
     return digests
-
-
-def _digest(image: bytes, pixels: bool) -> bytes:
-    if pixels:
-        try:
-            decoded = decode(image)
-            return hashlib.sha256(repr(decoded.shape).encode() + decoded.tobytes()).digest()
-        except BadSampleError:  # cannot be decoded: equal to what has the same bytes
-            pass
-    return hashlib.sha256(image).digest()
 
 
 def _found(shards: Shards, sample: int, columns: np.ndarray) -> Found:

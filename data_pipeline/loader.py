@@ -207,7 +207,8 @@ def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_c
 
     def plans() -> Generator[Plan]:
         with reading(PREFETCH_STEPS) as pool:
-            for start in range(layout.rank * batch, _padded(len(shards), batch * layout.ranks), batch * layout.ranks):
+            global_batch = batch * layout.ranks
+            for start in range(layout.rank * batch, -(-len(shards) // global_batch) * global_batch, global_batch):
                 samples = np.arange(start, max(start, min(start + batch, len(shards))), dtype=np.int64)
                 blocks = [pool.submit(shards.load, samples)] * len(samples) if len(samples) else []
                 unmixed, uncut = np.ones(batch, np.float32), np.zeros((batch, 4), np.int32)
@@ -215,7 +216,3 @@ def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_c
                 yield Plan(Slots(np.zeros_like(samples), samples), blocks, unmixed, uncut, weight)
 
     return Loader(plans, decode_or_fail, size, layout)
-
-
-def _padded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

@@ -9,10 +9,10 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def count(text: str) -> int:
-    """An argument that is a number of things."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number}: must be at least 1")
-    return number
+    """An argument that is a number of things; 4e9 is one too."""
+    if not 1 <= (number := float(text)) <= 1e12 or number != int(number):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1 to 1e12")
+    return int(number)
 
 
 def seed(text: str) -> int:

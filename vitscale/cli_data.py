@@ -54,7 +54,7 @@ def add_build(commands: Commands) -> None:
     size = build.add_mutually_exclusive_group()
     per_shard = "images per shard; several numbers are successive shards, the last repeats (default: 1000)"
     size.add_argument("--shard-samples", type=count, nargs="+", default=[1000], metavar="N", help=per_shard)
-    size.add_argument("--shard-bytes", type=num_bytes, default=0, metavar="SIZE", help="or how large shards become, e.g. 1GB")
+    size.add_argument("--shard-bytes", type=byte_size, default=0, metavar="SIZE", help="or how large shards become, e.g. 1GB")
     build.add_argument("--seed", type=seed, default=0, help="of shuffle and split (default: 0)")
     build.add_argument("--no-shuffle", action="store_true", help="keep the order of the sources")
     build.add_argument("--skip-bad", action="store_true", help="leave out what cannot be decoded (SPLIT.skipped.jsonl)")
@@ -75,16 +75,12 @@ def local_folder(text: str) -> Path:
     return Path(text)
 
 
-def num_bytes(text: str) -> int:
+def byte_size(text: str) -> int:
     """1GB -> 1,000,000,000; 1GiB -> 2^30."""
-    from pydantic import ByteSize, TypeAdapter, ValidationError
+    from pydantic import ByteSize, TypeAdapter
 
-    try:
-        size = int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
-        size = 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a size like 500MB or 1GiB")
+    if (size := int(TypeAdapter(ByteSize).validate_python(text))) < 1:
+        raise ValueError
     return size
 
 

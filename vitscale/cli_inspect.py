@@ -36,7 +36,6 @@ def add_inspect_commands(commands: Commands) -> None:
     leaks = add(commands, run_data_leaks, "vitscale data leaks data/in1k/val.json data/in21k/train.json")
     leaks.add_argument("a", metavar="A", help=MANIFEST_HELP)
     leaks.add_argument("b", metavar="B", help=MANIFEST_HELP)
-    leaks.add_argument("--pixels", action="store_true", help="compare decoded pixels, in whatever file; decodes all of A and B")
     leaks.add_argument("--json", action="store_true", help="one JSON object per image, and one at the end")
 
 
@@ -108,15 +107,14 @@ def run_data_leaks(args: argparse.Namespace) -> int:
 
     a, b = read_manifest(args.a), read_manifest(args.b)
     found = 0
-    for leak in leaks(a, b, args.pixels):
+    for leak in leaks(a, b):
         found += 1
         if args.json:
             print(json.dumps({"a": leak.a._asdict(), "b": leak.b._asdict(), "times_in_b": leak.times}))
         else:
             sides = (f"{side.shard}: sample {side.key} (label {side.label})" for side in (leak.a, leak.b))
             print(" = ".join(sides) + (f" and {leak.times - 1} more" if leak.times > 1 else ""))
-    by = "pixels" if args.pixels else "bytes"
-    counts = {"a": a.name, "b": b.name, "compared": by, "images": a.num_samples, "in_b": found}
-    text = "{a}: {in_b:,} of {images:,} images are in {b}, compared by {compared}; altered copies would not be seen"
+    counts = {"a": a.name, "b": b.name, "images": a.num_samples, "in_b": found}
+    text = "{a}: {in_b:,} of {images:,} images are in {b}, byte for byte; altered copies would not be seen"
     print(json.dumps(counts) if args.json else text.format(**counts))
     return 1 if found else 0

@@ -26,8 +26,8 @@ def add_order_commands(commands: Commands) -> None:
     order.add_argument("--json", action="store_true", help="one line per step, with a list of keys per rank")
 
     simulate = add(commands, run_data_simulate, "vitscale data simulate --samples 4e9 --shards 400000 --ranks 4096")
-    simulate.add_argument("--samples", type=large, default=4_000_000_000, help="default: 4e9")
-    simulate.add_argument("--shards", type=large, default=400_000, help="default: 400000")
+    simulate.add_argument("--samples", type=count, default=4_000_000_000, help="default: 4e9")
+    simulate.add_argument("--shards", type=count, default=400_000, help="default: 400000")
     simulate.add_argument("--ranks", type=count, default=4096, help="default: 4096")
     simulate.add_argument("--global-batch", type=count, default=32_768, metavar="G", help="default: 32768")
     simulate.add_argument("--lanes", type=count, metavar="L", help="default: G")
@@ -42,19 +42,6 @@ def steps(text: str) -> range:
     if found.start < 0 or not found or found.stop > 2**40:
         raise argparse.ArgumentTypeError(f"{text}: must be A:B with 0 <= A < B")
     return found
-
-
-def large(text: str) -> int:
-    """A count that may be written as 4e9."""
-    if not 1 <= (number := float(text)) <= 1e12 or number != int(number):
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1 to 1e12")
-    return int(number)
-
-
-def default_block() -> int:
-    from data_pipeline.config import DataConfig
-
-    return int(DataConfig.model_fields["shuffle_block"].default)
 
 
 def run_data_order(args: argparse.Namespace) -> int:
@@ -76,6 +63,7 @@ def run_data_order(args: argparse.Namespace) -> int:
 
 def _order(args: argparse.Namespace) -> "tuple[list[Manifest], Order]":
     """The sources, and the order over them."""
+    from data_pipeline.config import DataConfig
     from data_pipeline.errors import DataError
     from data_pipeline.manifest import read_manifest
     from data_pipeline.order import Order
@@ -86,7 +74,8 @@ def _order(args: argparse.Namespace) -> "tuple[list[Manifest], Order]":
         locations, weights = [source.manifest for source in cfg.data.train], cfg.data.source_weights
         batch, lanes, block, first = cfg.train.global_batch, cfg.lanes, cfg.data.shuffle_block, cfg.seed
     else:
-        locations, weights, batch, lanes, block, first = [], None, args.global_batch, args.global_batch, default_block(), 0
+        default_block = DataConfig.model_fields["shuffle_block"].default
+        locations, weights, batch, lanes, block, first = [], None, args.global_batch, args.global_batch, default_block, 0
     locations = args.manifests or locations
     lanes, block, first = args.lanes or lanes, args.shuffle_block or block, first if args.seed is None else args.seed
     if not locations or (weights and len(weights) != len(locations)):
@@ -100,7 +89,7 @@ def run_data_simulate(args: argparse.Namespace) -> int:
     from data_pipeline.errors import DataError
     from data_pipeline.simulate import Scale, simulate
 
-    lanes, block = args.lanes or args.global_batch, args.shuffle_block or default_block()
+    lanes, block = args.lanes or args.global_batch, args.shuffle_block or Scale.shuffle_block
     if args.shards > args.samples:
         raise DataError(f"--shards {args.shards}: more than the {args.samples} samples; a shard holds at least one")
     tell(simulate(Scale(args.samples, args.shards, args.ranks, args.global_batch, lanes, block)), args.json)

@@ -17,7 +17,6 @@ from PIL import Image
 from serving import Faults, http_server
 from sharding import list_tars, write_shards, write_tar
 
-from data_pipeline import storage
 from data_pipeline.bad_samples import check_fraction
 from data_pipeline.config import AugmentConfig, BadSamplesConfig, DataConfig
 from data_pipeline.errors import DataError
@@ -368,4 +367,3 @@ def test_leaving_ends_reads_that_wait_for_a_server(tmp_path, faults):
             next(iter(batches))
         assert time.monotonic() - began < 10
         assert decoding_threads() == []
-    storage.close()
