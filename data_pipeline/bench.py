@@ -36,7 +36,6 @@ QUALITY = 95
 RESTART_BLOCKS = 4
 BATCH = 64
 LANES = 8  # so few that a few hundred photos make whole shuffle blocks
-ROUNDS = 5
 
 ABOUT = {
     "decode_crop": "decode, inception crop, resize to 224: ordinary JPEGs, one core",
@@ -47,7 +46,6 @@ ABOUT = {
     "webdataset_pil": "webdataset, PIL and torch's DataLoader, a process per core, normalised floats as is usual",
     "webdataset_pil_uint8": "the same without normalising, as our loader gives them",
 }
-Rates = dict[str, float]
 
 
 class Kind(NamedTuple):
@@ -58,7 +56,7 @@ class Kind(NamedTuple):
     manifest: Manifest
 
 
-def bench(num_images: int = 512, rounds: int = ROUNDS, threads: int | None = None) -> Rates:
+def bench(num_images: int = 512, rounds: int = 5, threads: int | None = None) -> dict[str, float]:
     """Median rate of every entry over rounds in which all take turns, so that what else the machine does hits all alike."""
     cores = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(1)

@@ -57,6 +57,13 @@ class Collection:
         return digest.hexdigest()
 
 
+def labelled(images: Sequence[Item], names: Sequence[str]) -> Collection:
+    """Images by the name of each one's class; classes are numbered in sorted order."""
+    classes = sorted(set(names))
+    places = {name: place for place, name in enumerate(classes)}
+    return Collection([image._replace(label=places[name]) for image, name in zip(images, names, strict=True)], classes)
+
+
 def safe_key(name: str) -> str:
     """A name as a webdataset key: no dots (a key ends at the first), no separators, plain characters."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from data_pipeline import storage
-from data_pipeline.collection import Collection, Item
+from data_pipeline.collection import Collection, Item, labelled
 from data_pipeline.encode import REENCODED
 from data_pipeline.errors import DataError
 from data_pipeline.index import IMAGE_EXTENSIONS, headers
@@ -53,9 +53,7 @@ def validation(path: Path, synsets: list[str]) -> Collection:
         images = sorted(_images(path, file, str(path), 0))
     if len(images) != len(synsets):
         raise DataError(f"{path}: {len(images)} images, but --synsets has {len(synsets)} lines; it needs one for each image")
-    classes = sorted(set(synsets))
-    places = {name: place for place, name in enumerate(classes)}
-    return Collection([image._replace(label=places[name]) for image, name in zip(images, synsets, strict=True)], classes)
+    return labelled(images, synsets)
 
 
 def read_synsets(path: str) -> list[str]:

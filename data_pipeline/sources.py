@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline import imagenet
-from data_pipeline.collection import Collection, Item
+from data_pipeline.collection import Collection, Item, labelled
 from data_pipeline.errors import DataError
 from data_pipeline.imagenet import EXTENSIONS
 from data_pipeline.index import scan
@@ -109,15 +109,10 @@ def listing(path: Path, classes: Sequence[str] = ()) -> Collection:
         if not file.is_file():
             raise DataError(f"{path}:{line}: {file} does not exist; paths are absolute, or relative to the listing")
         key = str(row.get("key") or Path(str(name)).with_suffix(""))
-        images.append(Item(key, _extension(file), -1, str(file), 0, file.stat().st_size))
+        extension = file.suffix.lower().lstrip(".")
+        images.append(Item(key, extension if extension in EXTENSIONS else "jpg", -1, str(file), 0, file.stat().st_size))
         labels.append(str(label))
     return _labelled(images, labels, classes)
-
-
-def _extension(file: Path) -> str:
-    """That of an image; `encode` looks at the content."""
-    extension = file.suffix.lower().lstrip(".")
-    return extension if extension in EXTENSIONS else "jpg"
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -142,9 +137,7 @@ def _labelled(images: list[Item], labels: list[str], classes: Sequence[str]) -> 
     found = set(labels)
     if not found <= set(classes) and all(re.fullmatch(r"-?\d+", label) for label in found):
         return Collection([image._replace(label=int(label)) for image, label in zip(images, labels, strict=True)], [])
-    names = sorted(found)
-    places = {name: place for place, name in enumerate(names)}
-    return Collection([image._replace(label=places[label]) for image, label in zip(images, labels, strict=True)], names)
+    return labelled(images, labels)
 
 
 def parquet(path: Path, reading: Reading) -> Collection:
@@ -161,7 +154,8 @@ def parquet(path: Path, reading: Reading) -> Collection:
                 raise DataError(f"{path}: columns {', '.join(columns)}; needed are `image` and `label`")
             for batch in table.iter_batches(PARQUET_ROWS, columns=["image", "label"]):
                 for row in batch.to_pylist():
-                    image, name = _image(row["image"])
+                    cell = row["image"]
+                    image, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
                     if not isinstance(image, bytes) or not image or row["label"] is None:
                         raise DataError(f"{path}: row {len(images)}: no bytes in `image`, or no label; leave it out")
                     key = Path(name).stem if name else f"{path.stem}-{len(images)}"
@@ -172,11 +166,6 @@ def parquet(path: Path, reading: Reading) -> Collection:
     if names:
         return Collection([image._replace(label=int(label)) for image, label in zip(images, labels, strict=True)], names)
     return _labelled(images, labels, reading.classes)
-
-
-def _image(value: Any) -> tuple[bytes | None, str | None]:
-    """(bytes, path) of a cell."""
-    return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> list[str]:

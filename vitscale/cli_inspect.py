@@ -87,11 +87,8 @@ def run_data_stats(args: argparse.Namespace) -> int:
     from data_pipeline.stats import stats
 
     found = stats(read_manifest(args.manifest), args.sample, args.seed)
-    if args.json:
-        print(json.dumps(found))
-        return 0
-    histogram = sorted(found.pop("histogram"), key=lambda row: -row["images"])
-    tell(found, as_json=False)
+    histogram = [] if args.json else sorted(found.pop("histogram"), key=lambda row: -row["images"])
+    tell(found, args.json)
     for row in histogram:
         bar = "#" * round(40 * row["images"] / max(1, histogram[0]["images"]))
         print(f"{row['images']:>12,}  {row['class']:<30} {bar}".rstrip())
