@@ -1,7 +1,11 @@
-"""One rank of a job that only reads: prints what each step holds, a JSON line per step, until it is killed."""
+"""A job that only reads: each rank writes what its steps hold, a JSON line per step, until it is killed.
+
+The ranks are forks of one process, which has imported torch for all of them.
+"""
 
 import hashlib
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -12,7 +16,7 @@ from data_pipeline.order import Order
 from data_pipeline.stream import Shards
 
 
-def main(manifest: str, rank: int, ranks: int, start: int, stop: int, out: str) -> None:
+def read(manifest: str, rank: int, ranks: int, start: int, stop: int, out: Path) -> None:
     config = DataConfig.model_validate(
         {
             "train": {"manifest": manifest},
@@ -23,7 +27,7 @@ def main(manifest: str, rank: int, ranks: int, start: int, stop: int, out: str) 
     )
     shards = Shards(read_manifest(manifest))
     order = Order([manifest.samples for manifest in shards.manifests], 24, 12, config.shuffle_block, seed=1)
-    with Path(out).open("a", buffering=1) as file:
+    with out.open("a", buffering=1) as file:
         for step, batch in enumerate(
             train_loader(shards, order, config, 32, 3, 1, range(start, stop), Layout(rank, ranks, 2)), start
         ):
@@ -36,5 +40,17 @@ def main(manifest: str, rank: int, ranks: int, start: int, stop: int, out: str) 
             file.write(json.dumps({"step": step, "keys": keys, "slots": slots, "skipped": [s.key for s in batch.skips]}) + "\n")
 
 
+def main(manifest: str, ranks: int, start: int, stop: int, folder: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=read, args=(manifest, rank, ranks, start, stop, folder / f"{rank}.jsonl")) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(any(process.exitcode for process in processes))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:6]), sys.argv[6])
+    main(sys.argv[1], *map(int, sys.argv[2:5]), Path(sys.argv[5]))

@@ -1,6 +1,7 @@
 """A job that reads is killed with -9 and goes on with another number of processes: every global step stays what it was."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,12 +22,11 @@ def manifest(tmp_path_factory) -> str:
     return write_shards(tmp_path_factory.mktemp("shards"), SIZES, damaged=DAMAGED).location
 
 
-def start(manifest: str, ranks: int, first: int, folder: Path, stop: int = STEPS) -> list[subprocess.Popen]:
+def start(manifest: str, ranks: int, first: int, folder: Path) -> subprocess.Popen:
+    """A job in a process group of its own, its ranks' lines going to the folder."""
     folder.mkdir()
-    return [
-        subprocess.Popen([sys.executable, READER, *map(str, [manifest, rank, ranks, first, stop, folder / f"{rank}.jsonl"])])
-        for rank in range(ranks)
-    ]
+    command = [sys.executable, READER, *map(str, [manifest, ranks, first, STEPS, folder])]
+    return subprocess.Popen(command, start_new_session=True)
 
 
 def steps(folder: Path, ranks: int) -> list[dict]:
@@ -48,7 +48,7 @@ def steps(folder: Path, ranks: int) -> list[dict]:
 def undisturbed(manifest, tmp_path_factory) -> list[dict]:
     """All steps by one process."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    assert [process.wait() for process in start(manifest, 1, 0, folder)] == [0]
+    assert start(manifest, 1, 0, folder).wait() == 0
     return steps(folder, 1)
 
 
@@ -56,19 +56,18 @@ def test_killed_and_resumed_on_other_layouts_the_steps_are_the_same(manifest, un
     found: list[dict] = []
     for number, ranks in enumerate((2, 3, 4)):
         folder = tmp_path / str(number)
-        processes = start(manifest, ranks, len(found), folder)
+        job = start(manifest, ranks, len(found), folder)
         wanted = len(found) + 8
         while len(steps_so_far := found + safely(folder, ranks)) < wanted:
-            assert all(process.poll() is None for process in processes)
+            assert job.poll() is None
             time.sleep(0.02)
-        for process in processes:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
         found = found + steps(folder, ranks)
         assert len(found) >= len(steps_so_far)
     assert 24 <= len(found) <= STEPS
     folder = tmp_path / "rest"
-    assert [process.wait() for process in start(manifest, 6, len(found), folder)] == [0] * 6
+    assert start(manifest, 6, len(found), folder).wait() == 0
     found += steps(folder, 6)
     assert found == undisturbed
 

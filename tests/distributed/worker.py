@@ -1,4 +1,5 @@
-"""What each process of tests/distributed does: `worker.py CASE OUT RECIPE [a.b=c ...]`; rank 0 writes its findings to OUT."""
+"""What each process of tests/distributed does: `worker.py CASE,CASE,... OUT RECIPE [a.b=c ...]`; rank 0 writes what each case
+found to OUT."""
 
 import hashlib
 import json
@@ -151,11 +152,11 @@ CASES = {"exact": exact, "elastic": elastic, "guard": guard, "alone": alone}
 
 
 def main() -> None:
-    case, out, path, *overrides = sys.argv[1:]
+    cases, out, path, *overrides = sys.argv[1:]
     cfg = recipe.load(path, overrides)
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     with World(cfg.hardware, cfg.seed) as world:
-        found = CASES[case](cfg, world)
+        found = {case: CASES[case](cfg, world) for case in cases.split(",")}
         if world.is_main:
             Path(out).write_text(json.dumps(found))
 

@@ -92,6 +92,7 @@ def test_a_damaged_image_is_named_once_and_no_other_process_adds_to_it(tiny: Tin
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1 and done.stderr.count("\n") == 1, done.stderr
     assert "train-00002.tar: sample digit" in done.stderr and "CRC-32" in done.stderr
+    assert "data.bad_samples.policy=replace" in done.stderr
 
 
 def test_pretrained_weights_of_another_architecture_and_a_started_run_with_another_recipe(tiny: Tiny) -> None:

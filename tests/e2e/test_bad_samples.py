@@ -41,7 +41,7 @@ def overrides(damaged: tuple[Path, set[str]], digits_dir: Path) -> list[str]:
         f"data.train=[{listed}]",
         "data.bad_samples={policy: replace, max_fraction: 0.05}",
         "checkpoint.every.steps=4",
-        "train.total.steps=60",
+        "train.total.steps=30",
     ]
 
 
@@ -60,7 +60,7 @@ def test_it_says_what_it_replaced_and_a_kill_and_another_layout_change_nothing(
 ) -> None:
     (tmp_path / "undisturbed").mkdir()
     undisturbed = make_tiny(tmp_path / "undisturbed", digits_dir)
-    done = vitscale("train", undisturbed.recipe, "--procs", "2", *overrides)
+    done = vitscale("train", undisturbed.recipe, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     found = ledger(undisturbed)
     assert {line["key"] for line in found} == damaged[1]
@@ -81,14 +81,6 @@ def test_it_says_what_it_replaced_and_a_kill_and_another_layout_change_nothing(
     assert "continues at step" in again.stdout
     assert ledger(tiny) == found
     assert curve(tiny) == curve(undisturbed)
-
-
-def test_by_default_the_first_bad_image_stops_the_run(tiny: Tiny, overrides: list[str]) -> None:
-    done = vitscale("train", tiny.recipe, "--procs", "2", *overrides[:1])
-    assert done.returncode == 1
-    assert "CRC-32" in done.stderr
-    assert "data.bad_samples.policy=replace" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_too_many_stop_the_run(tiny: Tiny, overrides: list[str]) -> None:
