@@ -1,16 +1,25 @@
 """The recipe's sections: what does not fit together is refused with the numbers and what to do."""
 
+import json
 import re
 
 import pytest
 from pydantic import ValidationError
 
+from vitscale import recipe
 from vitscale.config import grad_accum, micro_batch, per_rank_batch
 from vitscale.errors import RecipeError
-from vitscale.model.config import ViTConfig
+from vitscale.model.config import BiTConfig, ModelConfig, ViTConfig
 from vitscale.model.zoo import ZOO
+from vitscale.modelinfo import ModelInfo, read_model_info
 
 SIZES = {"patch_size": 16, "width": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768}
+REST = """\
+name: tiny
+data: {train: {manifest: train.json}}
+train: {global_batch: 8, total: {epochs: 2}}
+optim: {lr: 0.5}
+"""
 
 
 @pytest.mark.parametrize(
@@ -18,45 +27,139 @@ SIZES = {"patch_size": 16, "width": 192, "depth": 12, "num_heads": 3, "mlp_dim":
     [
         ({"image_size": 230}, "image_size 230 is not a multiple of patch_size 16; use 224 or 240"),
         ({"image_size": 10}, "image_size 10 is not a multiple of patch_size 16; use 16 or 16"),
+        (
+            {"image_size": 120, "patch_size": 1, "stem_blocks": [3, 4, 9]},
+            "image_size 120 is not a multiple of patch_size 1 times the ResNet's stride 16; use 112 or 128",
+        ),
+        ({"image_size": 60, "patch_size": 8, "stem_blocks": []}, "patch_size 8 times the ResNet's stride 4; use 32 or 64"),
+        ({"stem_blocks": [0]}, "stem_blocks"),
         ({"num_heads": 5}, "num_heads 5 does not divide width 192"),
         ({"width": 30, "num_heads": 1, "pos_embed": "sincos2d"}, "sincos2d needs a width that 4 divides, found 30"),
-        ({"name": "vit-b61"}, "unknown model name 'vit-b61'; allowed: custom, .*vit-b16"),
+        ({"width": 33, "num_heads": 1, "pos_embed": "learned2d"}, "learned2d needs a width that 2 divides, found 33"),
+        ({"pool": "max"}, "pool"),
+        ({"drop_path": 1.0}, "drop_path"),
+        ({"layer_scale": 0.0}, "layer_scale"),
+        ({"name": "vit-b61"}, "unknown model name 'vit-b61'; allowed: custom, .*vit-b16.*r50-l32.*bit-r152x4"),
         ({"name": ["vit-b16"]}, "name"),
         ({"name": None}, "name"),
     ],
 )
 def test_impossible_models_are_refused(changes, said):
     with pytest.raises(ValidationError, match=said):
-        ViTConfig(**{**SIZES, **changes})
+        ModelConfig.model_validate({**SIZES, **changes})
 
 
 def test_a_name_fills_in_the_sizes():
-    model = ViTConfig(name="vit-l16", depth=24)
+    model = ModelConfig.model_validate({"name": "vit-l16", "depth": 24})
+    assert isinstance(model, ViTConfig)
     assert (model.width, model.num_heads, model.mlp_dim, model.patch_size, model.depth) == (1024, 16, 4096, 16, 24)
 
 
-def test_a_size_that_is_not_the_names_is_refused():
-    with pytest.raises(ValidationError, match=r"vit-l16 has depth 24, and depth: 3 is given beside it; use name: custom"):
-        ViTConfig(name="vit-l16", depth=3)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "vit-l16", "depth": 3}, "vit-l16 has depth 24, and depth: 3 is given beside it; use name: custom"),
+        ({"name": "bit-r50x1", "width_factor": 2}, "bit-r50x1 has width_factor 1, and width_factor: 2 is given"),
+        (
+            {"name": "r50-b16", "stem_blocks": [3, 4, 6, 3]},
+            r"r50-b16 has stem_blocks \(3, 4, 9\), and stem_blocks: \[3, 4, 6, 3\]",
+        ),
+    ],
+)
+def test_a_size_that_is_not_the_names_is_refused(given, said):
+    with pytest.raises(ValidationError, match=said):
+        ModelConfig.model_validate(given)
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_patch_size_is_in_the_name(name):
-    assert name.endswith(str(ViTConfig(name=name).patch_size))
+def test_the_names_are_those_of_the_article():
+    vits = {f"vit-{size}{patch}" for size in ("ti", "s", "b", "l", "h", "g") for patch in (8, 14, 16, 32)}
+    hybrids = {"r50-b16", "r50-b32", "r50-l16", "r50-l32", "r26-s32", "r-ti16"}
+    bits = {f"bit-r{size}" for size in ("50x1", "50x2", "50x3", "101x1", "101x3", "152x1", "152x2", "152x4", "200x3")}
+    assert set(ZOO) == vits | hybrids | bits
+    for name in ZOO:
+        model = ModelConfig.model_validate({"name": name})
+        assert isinstance(model, BiTConfig if name in bits else ViTConfig)
+        if name in vits:
+            assert name.endswith(str(model.patch_size))
 
 
-@pytest.mark.parametrize(("pool", "tokens"), [("token", 197), ("gap", 196)])
-def test_tokens(pool, tokens):
-    assert ViTConfig(name="vit-b16", pool=pool).num_tokens == tokens
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (SIZES, ViTConfig),
+        ({**SIZES, "stem_blocks": [], "patch_size": 8}, ViTConfig),
+        ({"blocks": [1, 2, 1, 1], "width_factor": 1}, BiTConfig),
+        ({"name": "bit-r50x1"}, BiTConfig),
+        ({"name": "r26-s32", "pool": "gap", "layer_scale": 0.1}, ViTConfig),
+    ],
+)
+def test_a_model_of_each_kind_survives_recipe_and_model_json(write_recipe, tmp_path, values, kind):
+    cfg = recipe.load(write_recipe(f"model: {json.dumps(values)}\n{REST}"))
+    assert isinstance(cfg.model, kind)
+    assert recipe.load(write_recipe(recipe.dump(cfg), "again.yaml")) == cfg
+    info = ModelInfo.of(cfg.model, cfg.data, ["a"])
+    (tmp_path / "model.json").write_text(info.dump())
+    assert read_model_info(tmp_path) == info
+    assert read_model_info(tmp_path).model == cfg.model
 
 
-def test_architecture_differences_are_those_that_change_the_encoders_tensors():
-    changed = {"patch_size": 32, "width": 96, "depth": 6, "num_heads": 6, "mlp_dim": 100, "pool": "gap", "pos_embed": "none"}
-    assert set(changed) == set(ARCHITECTURE)
+@pytest.mark.parametrize(
+    ("model", "said", "unsaid"),
+    [
+        ("{name: vit-b16, num_clases: 3}", "unknown key model.num_clases; did you mean num_classes?", "width_factor"),
+        ("{name: r50-b16, drop_pth: 0.1}", "unknown key model.drop_pth; did you mean drop_path?", "width_factor"),
+        ("{name: bit-r50x1, image_sise: 3}", "unknown key model.image_sise; did you mean image_size?", "num_heads"),
+        ("{blocks: [1, 1, 1, 1], width_facter: 3}", "unknown key model.width_facter; did you mean width_factor?", "num_heads"),
+        ("{name: bit-r50x1, dropout: 0.1}", "unknown key model.dropout; allowed: name, image_size", "num_heads"),
+        ("{name: [bit-r50x1], image_sise: 3}", "unknown key model.image_sise; did you mean image_size?", "width_factor"),
+    ],
+)
+def test_a_mistyped_key_of_a_model_is_told_the_keys_of_its_kind(write_recipe, model, said, unsaid):
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(write_recipe(f"model: {model}\n{REST}"))
+    assert said in str(caught.value)
+    assert unsaid not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "grid", "tokens"),
+    [
+        ({"name": "vit-b16"}, (14, 14), 197),
+        ({"name": "vit-b16", "pool": "gap"}, (14, 14), 196),
+        ({"name": "vit-b16", "pool": "map"}, (14, 14), 196),
+        ({"name": "r50-b16"}, (14, 14), 197),
+        ({"name": "r50-l32", "image_size": 384}, (12, 12), 145),
+        ({"name": "r-ti16"}, (7, 7), 50),
+    ],
+)
+def test_grid_and_tokens(changes, grid, tokens):
+    model = ViTConfig(**changes)
+    assert (model.grid, model.num_tokens) == (grid, tokens)
+
+
+def test_architecture_differences_are_those_that_change_what_the_encoder_does():
+    changed = {
+        "patch_size": 32,
+        "width": 96,
+        "depth": 6,
+        "num_heads": 6,
+        "mlp_dim": 100,
+        "stem_blocks": (2,),
+        "pool": "gap",
+        "pos_embed": "none",
+        "pos_embed_at": "every",
+        "gelu": "exact",
+        "norm_eps": 1e-12,
+        "resnet_eps": "timm",
+    }
+    assert {*changed, "uses_layer_scale"} == set(ViTConfig.ARCHITECTURE)
     base = ViTConfig(**SIZES)
     for key, value in changed.items():
-        other = ViTConfig(**{**SIZES, key: value})
+        other = ViTConfig(**{**SIZES, "image_size": 256, key: value})
         assert base.architecture_differences(other) == [f"{key}: {getattr(base, key)} here, {value} there"]
+    scaled = ViTConfig(**SIZES, layer_scale=0.1)
+    assert base.architecture_differences(scaled) == ["uses_layer_scale: False here, True there"]
+    assert scaled.architecture_differences(ViTConfig(**SIZES, layer_scale=1.0)) == []
     same = {
         "image_size": 384,
         "num_classes": 7,
@@ -64,8 +167,16 @@ def test_architecture_differences_are_those_that_change_the_encoders_tensors():
         "dropout": 0.5,
         "head_bias": -10.0,
         "name": "vit-ti16",
+        "drop_path": 0.1,
+        "drop_path_schedule": "constant",
     }
     assert base.architecture_differences(ViTConfig(**{**SIZES, **same})) == []
+
+
+def test_architecture_differences_between_resnets_and_between_kinds():
+    first, second = (BiTConfig(blocks=(1, 1, 1, depth), width_factor=1) for depth in (1, 2))
+    assert first.architecture_differences(second) == ["blocks: (1, 1, 1, 1) here, (1, 1, 1, 2) there"]
+    assert first.architecture_differences(ViTConfig(**SIZES)) == ["kind: BiT custom here, ViT custom there"]
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b"])

@@ -170,7 +170,7 @@ def test_null_removes_a_section(write_recipe, override):
 
 def test_a_section_can_be_given_where_there_was_none(write_recipe):
     cfg = recipe.load(write_recipe(text()), ["init.from=models:/a@b"])
-    assert (cfg.init.source, cfg.init.pos_embed) == ("models:/a@b", "interpolate")
+    assert (cfg.init.source, cfg.init.pos_embed) == ("models:/a@b", "linear")
 
 
 def test_a_value_may_hold_an_equals_sign(write_recipe):
