@@ -236,10 +236,15 @@ def run_export(args: argparse.Namespace) -> int:
     from vitscale import source
     from vitscale.pretrained import open_model
     from vitscale.tracking import tracking_uri
-    from vitscale.weights.convert import export
+    from vitscale.weights.convert import changed_arithmetic, export
 
     info, weights = open_model(source.locate(args.model, args.tracking_uri or tracking_uri(None, "runs")))
     print(*export(info, weights, args.format, args.out), sep="\n")
+    for name, theirs in changed_arithmetic(info.model, args.format, args.out).items():
+        ours = getattr(info.model, name)
+        print(
+            f"note: {args.out} does not tell that {name} is {ours}; with {theirs} its logits differ a little", file=sys.stderr
+        )
     return 0
 
 
@@ -247,13 +252,13 @@ def run_import(args: argparse.Namespace) -> int:
     """Weights of others into a model directory: the layout is found out, sizes and options follow from the tensors."""
     from vitscale import recipe
     from vitscale.errors import ModelError
-    from vitscale.weights.convert import read_model, write_model
+    from vitscale.weights.convert import merged, read_model, write_model
 
     if args.out.exists():
         raise ModelError(f"--out {args.out}: exists; choose another name or remove it")
     changes = recipe.parse_overrides(args.overrides)
     if args.model:
-        changes["model"] = {**changes.get("model", {}), "name": args.model}
+        changes = merged(changes, {"model": {"name": args.model}})
     imported = read_model(args.file, changes)
     write_model(args.out, imported.info, imported.weights)
     model, parameters = imported.info.model, sum(tensor.numel() for tensor in imported.weights.values())

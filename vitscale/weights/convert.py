@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from vitscale.errors import ModelError
+from vitscale.model.build import parameter_shapes
 from vitscale.model.config import BiTConfig, ModelConfig, ViTConfig
 from vitscale.model.posembed import PosEmbed
 from vitscale.modelinfo import FILE, WEIGHTS, ModelInfo, explain
@@ -17,12 +19,13 @@ from vitscale.sums import write_sums
 from vitscale.weights import files
 from vitscale.weights.beside import huggingface_files, read_beside, timm_files
 from vitscale.weights.infer import infer
-from vitscale.weights.layouts import LAYOUTS, Layout
+from vitscale.weights.layouts import BLOCK, LAYOUTS, Layout
 from vitscale.weights.rules import Tensors, pack, unpack
 from vitscale.weights.transfer import check_tensors
 
 Format = Literal["npz", "timm", "hf", "safetensors"]
 Fields = dict[str, Any]
+ARITHMETIC = ("gelu", "norm_eps", "resnet_eps")  # what a config says and no tensor shows
 FOLDER_FILES = (WEIGHTS, "model.safetensors", "pytorch_model.bin")
 
 
@@ -32,36 +35,56 @@ class Imported(NamedTuple):
     info: ModelInfo
     weights: Tensors
     format: str
-    assumed: Fields  # what neither the files nor the caller said of its preprocessing
+    assumed: Fields  # what neither the files nor the caller said
 
 
 def read_model(path: Path, changes: Fields | None = None) -> Imported:
     """A file of weights, or a folder with one and its config.json. `changes`: fields of model.json that are known better."""
-    file = path if path.is_file() else next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
-    if file is None:
-        raise ModelError(f"{path}: no such file, and no folder with {FILE} or with {' or '.join(FOLDER_FILES[1:])}")
-    tensors = files.read(file)
+    file = _weights_file(path)
+    tensors = {re.sub(r"(standardized_conv2d)_\d+", r"\1", name): tensor for name, tensor in files.read(file).items()}
     layout = next((layout for layout in LAYOUTS if layout.mark in tensors), None)
     if layout is None:
         raise ModelError(f"{file}: not a layout known here; it begins with {', '.join(sorted(tensors)[:3]) or 'nothing'}")
-    told = merged(files.read_metadata(file) or read_beside(file.parent), changes or {})
-    known = {**layout.options, **told.pop("model", {})}
-    weights = _completed(unpack(tensors, layout.rules, str(file)) if layout.rules else tensors, known)
-    fields = infer(weights, known, str(file))
+    told = merged(files.read_metadata(file) or (read_beside(file.parent) if file.name in FOLDER_FILES else {}), changes or {})
+    weights = _with_class_position(unpack(tensors, layout.rules, str(file)) if layout.rules else tensors)
+    known = told.pop("model")
+    if layout.mark.startswith(BLOCK):
+        known = {"num_heads": tensors[layout.mark].shape[1], **known}
+    fields = infer(weights, {**layout.options, **known}, str(file))
+    guessed = {f"model.{name}": fields[name] for name in (*layout.options, "num_heads") if name in fields.keys() - known}
     assumed = {key: value for key, value in _preprocessing(fields).items() if key not in told}
-    try:
-        info = ModelInfo.model_validate({"classes": [], **assumed, **told, "model": fields}, strict=False)
-    except ValidationError as error:
-        raise ModelError(f"{file}: {explain(error)}") from None
+    info = _checked({"classes": [], **assumed, **told, "model": fields}, str(file))
+    weights |= _new_head(weights, info.model)
     check_tensors(weights, info.model, str(file))
+    return Imported(info, weights, layout.format, assumed | guessed)
+
+
+def _weights_file(path: Path) -> Path:
+    for file in (path, *(path / name for name in FOLDER_FILES)):
+        if file.is_file():
+            return file
+    raise ModelError(f"{path}: no such file, and no folder with {' or '.join(FOLDER_FILES)}")
+
+
+def _checked(fields: Fields, where: str) -> ModelInfo:
+    try:
+        info = ModelInfo.model_validate(fields, strict=False)
+    except ValidationError as error:
+        raise ModelError(f"{where}: {explain(error)}") from None
     if info.classes and len(info.classes) != info.model.num_classes:
-        raise ModelError(f"{file}: {len(info.classes)} class names for {info.model.num_classes} outputs of the head")
-    return Imported(info, weights, layout.format, assumed)
+        raise ModelError(
+            f"{where}: {len(info.classes)} class names for {info.model.num_classes} outputs of the head; "
+            "mend the names, or take none: classes=[]"
+        )
+    return info
 
 
 def merged(base: Fields, top: Fields) -> Fields:
     """`top` over `base`, the sections of the model joined."""
-    return {**base, **top, "model": {**base.get("model", {}), **top.get("model", {})}}
+    sections = [fields.get("model", {}) for fields in (base, top)]
+    if strange := [section for section in sections if not isinstance(section, dict)]:
+        raise ModelError(f"model: found {strange[0]!r}, it takes fields: model.num_heads=2")
+    return {**base, **top, "model": {**sections[0], **sections[1]}}
 
 
 def _preprocessing(fields: Fields) -> Fields:
@@ -70,16 +93,20 @@ def _preprocessing(fields: Fields) -> Fields:
     return {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "eval_crop": crop}
 
 
-def _completed(weights: Tensors, known: Fields) -> Tensors:
-    """A place for the class token where only patches have one (big_vision, DeiT III), and a head where one is asked for."""
+def _with_class_position(weights: Tensors) -> Tensors:
+    """A place for the class token where only patches have one (big_vision, DeiT III)."""
     table = weights.get("pos_embed.table")
-    if table is not None and "cls_token" in weights and math.isqrt(table.shape[1]) ** 2 == table.shape[1]:
-        weights = {**weights, "pos_embed.table": F.pad(table, (0, 0, 1, 0))}
-    if "head.weight" not in weights and "num_classes" in known and "norm.weight" in weights:
-        features = len(weights.get("pre_logits.fc.bias", weights["norm.weight"]))
-        head = {"head.weight": torch.zeros(known["num_classes"], features), "head.bias": torch.zeros(known["num_classes"])}
-        weights = weights | head
-    return weights
+    if table is None or "cls_token" not in weights or table.ndim != 3 or math.isqrt(table.shape[1]) ** 2 != table.shape[1]:
+        return weights
+    return {**weights, "pos_embed.table": F.pad(table, (0, 0, 1, 0))}
+
+
+def _new_head(weights: Tensors, config: ModelConfig) -> Tensors:
+    """Zeros where the file has no head."""
+    names = {"head.weight", "head.bias"}
+    if not names.isdisjoint(weights):
+        return {}
+    return {name: torch.zeros(shape) for name, shape in parameter_shapes(config).items() if name in names}
 
 
 def write_model(folder: Path, info: ModelInfo, weights: Tensors) -> None:
@@ -137,6 +164,20 @@ def layout_for(config: ModelConfig, form: Format) -> Layout:
             f"{config.name}: Hugging Face's ViT has a class token; for another model export as timm or safetensors"
         )
     return next(layout for layout in LAYOUTS if layout.format == form and layout.kind == kind)
+
+
+def changed_arithmetic(config: ModelConfig, form: Format, out: Path) -> Fields:
+    """What who reads the file computes in another way, and how; for neither tensors nor what lies beside them tell."""
+    if form == "safetensors":
+        return {}
+    theirs: Fields = {name: type(config).model_fields[name].default for name in ARITHMETIC if hasattr(config, name)}
+    theirs |= layout_for(config, form).options
+    if out.suffix not in files.SUFFIXES:
+        told = {"gelu", "norm_eps"} if form == "hf" else {"gelu"}
+        theirs = {name: value for name, value in theirs.items() if name not in told}
+    if isinstance(config, ViTConfig) and config.stem_blocks is None:
+        theirs.pop("resnet_eps")
+    return {name: value for name, value in theirs.items() if getattr(config, name) != value}
 
 
 @torch.no_grad()

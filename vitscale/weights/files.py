@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,19 +51,36 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 def _read_pickled(path: Path) -> Tensors:
     """weights_only: tensors, dictionaries and numbers, no code."""
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        raise ModelError(
+            f"{path}: holds more than tensors, which may be code and is not read; save the model's state_dict() alone"
+        ) from None
+    loaded = {"": loaded} if not isinstance(loaded, dict) else loaded
     loaded = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)), loaded)
-    if strange := [name for name, value in loaded.items() if not isinstance(value, torch.Tensor)]:
-        raise ModelError(f"{path}: {strange[0]} is no tensor; save the model's state_dict() alone")
+    if strange := [name for name, value in loaded.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))]:
+        raise ModelError(f"{path}: {strange[0]!r} is no tensor; save the model's state_dict() alone")
     return loaded
 
 
-def read_metadata(path: Path) -> dict:
+def read_metadata(path: Path) -> dict[str, Any]:
     """The model.json inside a .safetensors of ours; {} in one of others."""
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        return parse_json((file.metadata() or {}).get(METADATA, "{}"), f"{path}, metadata {METADATA}")
+
+
+def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
+    """A JSON object; ModelError where it is none."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"{where}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{where}: found {str(content)[:40]!r}, it should be a JSON object")
+    return content
 
 
 def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:

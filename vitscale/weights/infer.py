@@ -12,18 +12,26 @@ from vitscale.weights.rules import Tensors
 Fields = dict[str, Any]
 # The number of heads does not show in a fused matrix, but each width of the papers has one.
 NUM_HEADS = {size["width"]: size["num_heads"] for size in SIZES.values()}
-NEEDED = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "norm.weight", "head.weight")
-NEEDED_BIT = ("root.weight", "norm.weight", "head.weight")
+NEEDED = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+NUM_AXES = dict.fromkeys(("pos_embed.table", "pos_embed.columns", "relative_keys.table"), 3)
+NUM_AXES |= dict.fromkeys(("head.weight", *NEEDED), 2) | {"pre_logits.fc.bias": 1, "root.weight": 4}
 
 
 def infer(tensors: Tensors, known: Fields, where: str) -> Fields:
     """Fields of the config of a model with these tensors; `known` ones win. ModelError where the tensors do not tell."""
     is_bit = "root.weight" in tensors
-    if missing := [name for name in (NEEDED_BIT if is_bit else NEEDED) if name not in tensors]:
-        raise ModelError(f"{where}: {missing[0]} is missing, so this is no whole model; the file is incomplete or has no head")
+    if missing := [name for name in NEEDED if name not in tensors and not is_bit]:
+        raise ModelError(f"{where}: {missing[0]} is missing, so this is no whole model; the file is incomplete")
+    for name, axes in NUM_AXES.items():
+        if name in tensors and (tensors[name].ndim != axes or not tensors[name].numel()):
+            raise ModelError(f"{where}: tensor {name} is {list(tensors[name].shape)}, it should have {axes} axes, none empty")
     fields = _bit(tensors) if is_bit else _vit(tensors, known, where)
-    fields |= {"num_classes": len(tensors["head.weight"])} | known
-    return {"name": _name(fields, where), **fields}
+    if "head.weight" in tensors:
+        fields["num_classes"] = len(tensors["head.weight"])
+    elif "num_classes" not in known:
+        raise ModelError(f"{where}: head.weight is missing; `vitscale import` it with model.num_classes=... for a new head")
+    fields |= known
+    return {**fields, "name": _name(fields, where)}
 
 
 def _bit(tensors: Tensors) -> Fields:
@@ -40,7 +48,7 @@ def _vit(tensors: Tensors, known: Fields, where: str) -> Fields:
     fields: Fields = {
         "patch_size": math.isqrt(inputs // channels),
         "width": width,
-        "depth": len(_matches(tensors, r"blocks\.(\d+)\.norm1\.weight")),
+        "depth": _count(tensors, "blocks"),
         "mlp_dim": len(tensors["blocks.0.mlp.fc1.weight"]),
         "stem_blocks": blocks,
         "pool": "map" if "attention_pool.probe" in tensors else "token" if "cls_token" in tensors else "gap",
@@ -51,7 +59,9 @@ def _vit(tensors: Tensors, known: Fields, where: str) -> Fields:
     fields["image_size"] = fields.pop("side") * fields["patch_size"] * stride if "side" in fields else 224
     if "num_heads" not in fields | known:
         if width not in NUM_HEADS:
-            raise ModelError(f"{where}: the number of heads does not show in the tensors; add model.num_heads=...")
+            raise ModelError(
+                f"{where}: the number of heads does not show in the tensors; `vitscale import` it with model.num_heads=..."
+            )
         fields["num_heads"] = NUM_HEADS[width]
     return fields
 
@@ -65,7 +75,7 @@ def _positions(tensors: Tensors, fields: Fields, known: Fields, where: str) -> F
         found = {"pos_embed": "learned1d", "pos_embed_at": "stem" if tables == 1 else "every"}
     elif "pos_embed.columns" in tensors:
         tables, columns, _ = tensors["pos_embed.columns"].shape
-        cells = columns * tensors["pos_embed.rows"].shape[1]
+        cells = columns**2
         found = {"pos_embed": "learned2d", "pos_embed_at": "stem" if tables == 1 else "every"}
     elif "relative_keys.table" in tensors:
         tables, distances, head_width = tensors["relative_keys.table"].shape
@@ -73,7 +83,9 @@ def _positions(tensors: Tensors, fields: Fields, known: Fields, where: str) -> F
         at = "shared" if tables == 1 else "stem"
         found = {"pos_embed": "relative", "pos_embed_at": at, "num_heads": fields["width"] // head_width}
     elif "pos_embed" not in known:
-        raise ModelError(f"{where}: has no position embedding; add model.pos_embed=none, or =sincos2d for the fixed one")
+        raise ModelError(
+            f"{where}: no position embedding; `vitscale import` it with model.pos_embed=none, or =sincos2d for the fixed one"
+        )
     else:
         return {}
     side = math.isqrt(cells)
@@ -86,22 +98,21 @@ def _positions(tensors: Tensors, fields: Fields, known: Fields, where: str) -> F
 
 def _name(fields: Fields, where: str) -> str:
     """The model of the papers with these numbers, or `custom`; ModelError where another was named."""
-    if fields.get("name", "custom") == "custom":
-        return next((name for name, size in ZOO.items() if all(fields.get(key) == size[key] for key in size)), "custom")
-    size = ZOO.get(fields["name"], {})
-    for key, value in size.items():
+    sizes = {name: {"stem_blocks": None, **size} for name, size in ZOO.items()}  # r-ti16 has the numbers of vit-ti8, and more
+    wanted = fields.get("name", "custom")
+    if wanted == "custom":
+        return next((name for name, size in sizes.items() if all(fields.get(key) == size[key] for key in size)), "custom")
+    for key, value in sizes.get(str(wanted), {}).items():
         if fields.get(key) != value:
-            raise ModelError(
-                f"{where}: is no {fields['name']}: its tensors have {key} {fields.get(key)}, {fields['name']} has {value}"
-            )
-    return str(fields["name"])
+            raise ModelError(f"{where}: is no {wanted}: its tensors have {key} {fields.get(key)}, {wanted} has {value}")
+    return wanted
 
 
 def _units(tensors: Tensors, stages: str) -> tuple[int, ...]:
     """Units in each stage of a ResNet."""
-    found = _matches(tensors, rf"{re.escape(stages)}\.(\d+)\.\d+\.conv1\.weight")
-    return tuple(found.count(stage) for stage in sorted(set(found), key=int))
+    return tuple(_count(tensors, f"{stages}.{stage}") for stage in range(_count(tensors, stages)))
 
 
-def _matches(tensors: Tensors, pattern: str) -> list[str]:
-    return [match[1] for name in tensors if (match := re.fullmatch(pattern, name))]
+def _count(tensors: Tensors, prefix: str) -> int:
+    """How many different numbers follow."""
+    return len({match[1] for name in tensors if (match := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))})

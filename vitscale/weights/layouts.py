@@ -140,6 +140,14 @@ blocks.*.mlp.fc2.{weight,bias}              vit.encoder.layer.*.output.dense.{we
 norm.{weight,bias}                          vit.layernorm.{weight,bias}
 head.{weight,bias}                          classifier.{weight,bias}
 """
+# The same as its modules are called since transformers 5, whose state_dict() says so while save_pretrained() does not.
+HUGGINGFACE_5 = (
+    HUGGINGFACE.replace("encoder.layer.", "layers.")
+    .replace("attention.attention.{query+key+value}", "attention.{q_proj+k_proj+v_proj}")
+    .replace("attention.output.dense", "attention.o_proj")
+    .replace("intermediate.dense", "mlp.fc1")
+    .replace("output.dense", "mlp.fc2")
+)
 
 
 class Layout(NamedTuple):
@@ -154,6 +162,7 @@ class Layout(NamedTuple):
 
 BLOCK = "Transformer/encoderblock_0/MultiHeadDotProductAttention"
 TIMM_ARITHMETIC = {"gelu": "exact", "resnet_eps": "timm"}
+HUGGINGFACE_ARITHMETIC = {"gelu": "exact", "norm_eps": 1e-12}
 LAYOUTS = (
     Layout("npz", "vit", f"{BLOCK}_1/query/kernel", read_rules(OFFICIAL) + read_rules(OFFICIAL_STEM, first=1)),
     Layout("npz", "map", f"{BLOCK}_0/query/kernel", read_rules(BIG_VISION + BIG_VISION_POOL)),
@@ -162,9 +171,8 @@ LAYOUTS = (
     Layout("timm", "hybrid", "patch_embed.backbone.stem.conv.weight", read_rules(TIMM + TIMM_STEM), TIMM_ARITHMETIC),
     Layout("timm", "vit", "blocks.0.attn.qkv.weight", read_rules(TIMM), {"gelu": "exact"}),
     Layout("timm", "bit", "stem.conv.weight", read_rules(TIMM_BIT), {"resnet_eps": "timm"}),
-    Layout(
-        "hf", "vit", "vit.encoder.layer.0.output.dense.weight", read_rules(HUGGINGFACE), {"gelu": "exact", "norm_eps": 1e-12}
-    ),
+    Layout("hf", "vit", "vit.encoder.layer.0.output.dense.weight", read_rules(HUGGINGFACE), HUGGINGFACE_ARITHMETIC),
+    Layout("hf", "modules", "vit.layers.0.mlp.fc2.weight", read_rules(HUGGINGFACE_5), HUGGINGFACE_ARITHMETIC),
     Layout("safetensors", "vit", "blocks.0.attention.qkv.weight", []),
     Layout("safetensors", "bit", "stages.0.0.conv1.weight", []),
 )

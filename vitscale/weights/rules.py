@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from einops import EinopsError, rearrange
+from einops import EinopsError, parse_shape, rearrange
 
 from vitscale.errors import ModelError
 
@@ -37,10 +37,15 @@ def unpack(tensors: Tensors, rules: list[Rule], where: str) -> Tensors:
                 f"{where}: tensor {name} {list(tensor.shape)} has no place in a model of this project; the file is of another "
                 "kind of model, or holds more than its weights: take the tensor out"
             )
+        if rule.their_axes.startswith("1 1 1 ") and tensor.ndim == 1:  # a GroupNorm as newer flax keeps it
+            tensor = tensor[None, None, None]
         try:
+            lengths = parse_shape(tensor, rule.their_axes)
             parts.setdefault(ours, {})[part] = rearrange(tensor, f"{rule.their_axes} -> {rule.axes}")
         except EinopsError:
             raise ModelError(f"{where}: tensor {name} is {list(tensor.shape)}, it should have axes {rule.their_axes}") from None
+        if lengths.get("p") != lengths.get("q"):
+            raise ModelError(f"{where}: tensor {name} is {list(tensor.shape)}; only weights of square patches can be taken")
         expected[ours] = rule
     for ours, rule in expected.items():
         if missing := [name for part, name in enumerate(rule.theirs) if part not in parts[ours]]:
