@@ -32,7 +32,6 @@ from data_pipeline.stream import Shards
 
 SIZE = 224
 PHOTO = (500, 375)  # width and height of ImageNet's median image
-QUALITY = 95
 RESTART_BLOCKS = 4
 BATCH = 64
 LANES = 8  # so few that a few hundred photos make whole shuffle blocks
@@ -87,7 +86,7 @@ def make(folder: Path, count: int, restart_blocks: int) -> Kind:
         x, y = (draw.integer(room + 1) for room in (photograph.width - PHOTO[0], photograph.height - PHOTO[1]))
         file = io.BytesIO()
         window = photograph.crop((x, y, x + PHOTO[0], y + PHOTO[1]))
-        window.save(file, "JPEG", quality=QUALITY, subsampling=2, restart_marker_blocks=restart_blocks)
+        window.save(file, "JPEG", quality=95, subsampling=2, restart_marker_blocks=restart_blocks)
         images.append(file.getvalue())
         boxes.append(crop_box(*PHOTO, AugmentConfig().crop_area, AugmentConfig().crop_ratio, draw))
     items = [Item(f"{number:06d}", "jpg", number % 10, image) for number, image in enumerate(images)]

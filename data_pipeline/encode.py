@@ -45,14 +45,12 @@ def encode(image: bytes, extension: str, encoding: Encoding) -> Encoded:
     size, kept, header = fit(width, height, encoding), kind(image), jpeg.read_header(image)
     colours = len(header.sampling) if header else 0
     if not kept or (kept == "jpg" and colours not in (1, 3)) or size != (width, height):
-        return Encoded(
-            _jpeg(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), encoding), "jpg", *size, "reencoded"
-        )
+        picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+        return Encoded(_jpeg(picture, encoding), "jpg", *size, "reencoded")
     extension = extension if extension in ALIASES[kept] else kept
-    if encoding.restart_all and kept == "jpg" and not jpeg.has_restarts(image):
-        marked = jpeg.add_restarts(image, encoding.restart_interval)
-        if marked:
-            return Encoded(marked, extension, width, height, "marked")
+    unmarked = encoding.restart_all and kept == "jpg" and not jpeg.has_restarts(image)
+    if unmarked and (marked := jpeg.add_restarts(image, encoding.restart_interval)):
+        return Encoded(marked, extension, width, height, "marked")
     return Encoded(image, extension, width, height, "kept")
 
 

@@ -83,6 +83,7 @@ class Manifest:
         return index_beside(self.shard(number))
 
     def row(self, number: int) -> Row:
+        """What stands here of one shard."""
         return Row(self.shard(number), *(getattr(self, name)[number] for name in Row._fields[1:]))
 
     def columns(self, *names: str) -> np.ndarray:

@@ -28,11 +28,9 @@ def in_processes(
     yield from _with_bar(_results(function, tasks, min(workers or default_workers(), len(tasks))), len(tasks), title)
 
 
-def in_threads(
-    function: Callable[[Task], Result], tasks: Sequence[Task], threads: int = READ_THREADS, title: str = ""
-) -> list[Result]:
+def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], title: str = "") -> list[Result]:
     """The results in the order of the tasks, for what waits or releases the lock; with a title there is a bar."""
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         results = pool.map(function, tasks)
         return list(_with_bar(results, len(tasks), title) if title else results)
 

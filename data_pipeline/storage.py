@@ -93,7 +93,7 @@ def read_all(url: str) -> bytes:
 def will_need(url: str, start: int, end: int) -> None:
     """Have the kernel read [start, end) of a local file ahead; returns at once. Nothing for remote ones."""
     if not is_remote(url):
-        _local(url, lambda _: _advise(_open(url), start, end - start))
+        _local(url, lambda _: _open(url).will_need(start, end))
 
 
 def write(url: str, content: bytes) -> None:
@@ -109,6 +109,9 @@ class _OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def will_need(self, start: int, end: int) -> None:
+        os.posix_fadvise(self.number, start, end - start, os.POSIX_FADV_WILLNEED)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -126,10 +129,6 @@ def _pread(file: _OpenFile, start: int, length: int) -> bytes:
     while len(content) < length and (more := os.pread(file.number, length - len(content), start + len(content))):
         content += more  # Linux reads at most 2 GiB at a time
     return content
-
-
-def _advise(file: _OpenFile, start: int, length: int) -> None:
-    os.posix_fadvise(file.number, start, length, os.POSIX_FADV_WILLNEED)  # holds the file, which another thread may push out
 
 
 def replace(path: Path, content: bytes) -> None:

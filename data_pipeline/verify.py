@@ -54,6 +54,7 @@ class Report:
             self.add(text + (f"; and {len(found) - 1} samples more" if found[1:] else ""), key)
 
     def compare(self, stated: Row, **found: object) -> None:
+        """What was found with what the manifest states."""
         if differences := stated.differences(**found):
             self.add(f"is not as its manifest says: {differences}; {MEND}")
 

@@ -292,9 +292,11 @@ def by_hand(content: bytes) -> list[tuple[str, bytes, int]]:
     """(key, image, label) of a ustar file of pairs, by the format's definition (POSIX.1-1988)."""
     files, at = [], 0
     while at + 512 <= len(content) and any(header := content[at : at + 512]):
-        assert sum(header[:148]) + 8 * 32 + sum(header[156:]) == int(header[148:156].strip(b"\0 ") or b"0", 8)
+        summed = header[:148] + b" " * 8 + header[156:]
+        sums = sum(summed), sum(memoryview(summed).cast("b"))  # of unsigned bytes, or, by old programs, of signed ones
+        assert int(header[148:156].strip(b"\0 ") or b"0", 8) in sums
         size = int(header[124:136].strip(b"\0 ") or b"0", 8)
-        files.append((header[:100].rstrip(b"\0").decode(), content[at + 512 : at + 512 + size]))
+        files.append((header[:100].partition(b"\0")[0].decode(errors="replace"), content[at + 512 : at + 512 + size]))
         at += 512 + -(-size // 512) * 512
     images = {name[:-4]: file for name, file in files if name.endswith(".jpg")}
     return [(key, image, int(dict(files)[f"{key}.cls"])) for key, image in images.items()]
