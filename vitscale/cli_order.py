@@ -17,8 +17,6 @@ def add_order_commands(commands: Commands) -> None:
     batch = order.add_mutually_exclusive_group(required=True)
     batch.add_argument("--global-batch", type=count, metavar="G", help="images per step")
     batch.add_argument("--recipe", help="take what is not given here from this recipe")
-    order.add_argument("--lanes", type=count, metavar="L", help="default: G")
-    order.add_argument("--shuffle-block", type=count, metavar="B", help="default: that of recipes")
     order.add_argument("--seed", type=seed, metavar="S", help="default: 0")
     counted = "steps A, ..., B - 1, or A alone; they count from 0, so what metrics and ledger call step 5 is 4 here"
     order.add_argument("--steps", type=steps, required=True, metavar="A:B", help=counted)
@@ -30,9 +28,10 @@ def add_order_commands(commands: Commands) -> None:
     simulate.add_argument("--shards", type=count, default=400_000, help="default: 400000")
     simulate.add_argument("--ranks", type=count, default=4096, help="default: 4096")
     simulate.add_argument("--global-batch", type=count, default=32_768, metavar="G", help="default: 32768")
-    simulate.add_argument("--lanes", type=count, metavar="L", help="default: G")
-    simulate.add_argument("--shuffle-block", type=count, metavar="B", help="default: that of recipes")
     simulate.add_argument("--json", action="store_true", help="as JSON")
+    for parser in (order, simulate):
+        parser.add_argument("--lanes", type=count, metavar="L", help="default: G")
+        parser.add_argument("--shuffle-block", type=count, metavar="B", help="default: that of recipes")
 
 
 def steps(text: str) -> range:
