@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from vitscale.engine import Engine
 from vitscale.errors import CheckpointError
@@ -63,7 +63,8 @@ def restore(run: RunDir, engine: Engine, data: str) -> TrainState:
     with world.alone():
         state = TrainState.parse((path / "state.json").read_text())
         _read_fragments(engine, path / "engine")
-        engine.weights_changed(load_file(path / WEIGHTS))
+    with world.alone():
+        engine.spread()
         engine.num_updates = state.num_updates
     if not world.is_main:
         state.fingerprint = 0  # the stored value is the sum over ranks
@@ -147,7 +148,7 @@ def _read_fragments(engine: Engine, folder: Path) -> None:
     """Fill this rank's fragments from whatever pieces overlap them."""
     with ExitStack() as stack:
         pieces = _pieces(folder, stack)
-        for fragment in engine.fragments():
+        for fragment in engine.fragments(replicas=True):
             for kind, target in fragment.tensors.items():
                 _fill(target, fragment.start, pieces.get((fragment.name, kind), []), f"{folder}: {fragment.name}/{kind}")
 

@@ -26,10 +26,14 @@ class InitConfig(Section):
 class ScheduleConfig(Section):
     """The learning rate over the run."""
 
-    name: Literal["cosine", "linear", "constant"] = "cosine"
+    name: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"
     """shape after the warm-up"""
     warmup: Duration = Duration(steps=0)
     """linear from 0 to optim.lr"""
+    cooldown: Duration = Duration(steps=0)
+    """the last part of the run, over which the rate falls linearly to end_lr, whatever the shape; made for rsqrt and constant"""
+    timescale: Duration = Duration(steps=10_000)
+    """rsqrt: after this time the rate is 1 / sqrt(2) of the peak"""
     end_lr: float = Field(0.0, ge=0.0)
     """learning rate that the schedule ends at, just after the last step"""
 
@@ -37,18 +41,24 @@ class ScheduleConfig(Section):
 class OptimConfig(Section):
     """The optimiser."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw: decoupled weight decay (times the learning rate); sgd: with momentum"""
+    name: Literal["adamw", "sgd", "lamb"] = "adamw"
+    """adamw: decoupled weight decay (times the learning rate); sgd: with momentum; lamb: adamw's step, as long as the parameter"""
     lr: float = Field(gt=0.0)
     """peak learning rate"""
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
-    """adamw: decay of the first and second moment"""
+    """adamw, lamb: decay of the first and second moment"""
     eps: float = Field(1e-8, gt=0.0)
-    """adamw: added to the root of the second moment"""
+    """adamw, lamb: added to the root of the second moment"""
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
     """sgd: decay of the velocity"""
     weight_decay: float = Field(0.0, ge=0.0)
-    """on matrices only, not on biases, norms, tokens and position embeddings; adamw: decoupled, sgd: added to the gradient"""
+    """on matrices only, not on biases, norms, tokens and position embeddings; sgd adds it to the gradient, the others decouple it"""
+    moment_dtype: Literal["fp32", "bf16"] = "fp32"
+    """how the first moment (sgd: the velocity) is stored; bf16 as in big_vision and the official fine-tuning"""
+    layer_decay: float = Field(1.0, gt=0.0, le=1.0)
+    """factor on the learning rate from block to block, from the head down (fine-tuning of BEiT and MAE); 1 = the same everywhere"""
+    ema_decay: float | None = Field(None, gt=0.0, lt=1.0)
+    """keep a moving average of the fp32 weights (Polyak averaging), evaluated beside them; 0.9999 keeps 0.01 % of each new one"""
     clip_norm: float = Field(1.0, ge=0.0)
     """largest global norm of the gradient; 0 = no clipping"""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -113,10 +123,14 @@ class HardwareConfig(Section):
     """auto = cuda where there is one"""
     micro_batch: int | None = Field(None, ge=1)
     """images per rank in one forward pass; default: the rank's whole share of global_batch"""
-    zero_stage: Literal[1, 2, 3] = 1
-    """what DeepSpeed shards over the ranks: 1 optimiser state, 2 also gradients, 3 also parameters"""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """what DeepSpeed shards over the ranks: 0 nothing, 1 optimiser state, 2 also gradients, 3 also parameters"""
     precision: Literal["fp32", "bf16"] = "bf16"
     """of parameters and activations; the optimiser always works on fp32 weights"""
+    activation_checkpointing: int = Field(0, ge=0)
+    """compute blocks again in the backward pass instead of keeping their activations: 0 = none, 1 = every block, n = every n-th"""
+    compile: bool = False
+    """torch.compile on each block; needs a C++ compiler on CPUs, Triton on GPUs"""
     deterministic: bool = True
     """deterministic kernels, so that a resumed run equals an undisturbed one bit by bit"""
     loader_threads: int | None = Field(None, ge=1)

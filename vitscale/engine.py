@@ -8,21 +8,33 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from vitscale.config import HardwareConfig, OptimConfig
-from vitscale.optim import STATE, build_optimizer, fresh_state, set_learning_rate
+from vitscale.optim import DTYPES, Pieces, Replicated, build_optimizer, fresh_state, set_learning_rate, state_kinds
 from vitscale.world import World
 
 MAX_BUCKET_ELEMENTS = 50_000_000  # DeepSpeed's default holds all of ViT-L's gradients, so that nothing would overlap
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Place(NamedTuple):
+    """Where a contiguous piece of one parameter lies among what this rank steps."""
+
+    name: str
+    start: int  # first element within the flattened parameter
+    weights: torch.Tensor  # fp32, flat under ZeRO
+    offset: int  # first element within `weights`
+    count: int
 
 
 class Fragment(NamedTuple):
-    """A contiguous piece of one parameter that this rank owns: live views, flat, fp32."""
+    """A contiguous piece of one parameter that this rank owns: live views, flat, fp32 (the first moment as the recipe says)."""
 
     name: str
     start: int  # first element within the flattened parameter
@@ -42,18 +54,38 @@ class Engine:
         world: World,
     ) -> None:
         deepspeed = import_deepspeed(world.device.type)
-        self.world, self.stage, self.optim_name = world, hardware.zero_stage, optim.name
+        self.world, self.stage, self.optim = world, hardware.zero_stage, optim
         self.dtype, self.micro_batch, self.grad_accum = DTYPES[hardware.precision], micro_batch, grad_accum
-        optimizer = build_optimizer(model, optim)
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        prepare(model, hardware)
+        if self.stage == 0:
+            model.to(world.device, self.dtype)
+        self._stepper = build_optimizer(model, optim)
+        optimizer = Replicated(self._stepper, optim.clip_norm) if self.stage == 0 else self._stepper
         bucket = min(sum(p.numel() for p in model.parameters()), MAX_BUCKET_ELEMENTS)
         config = deepspeed_config(optim, hardware, micro_batch, grad_accum, world.size, bucket)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
         assert self._engine.dp_world_size == world.size
         assert self._engine.zero_optimization_stage() == self.stage
         self._zero = self._engine.optimizer
-        optimizer.grad_norm = lambda: self._zero._global_grad_norm  # type: ignore[attr-defined]
+        self._places = list(self._find_places())
+        self._equip(self._stepper)
+
+    def _equip(self, optimizer: Any) -> None:
+        """Give the optimiser its state, the global norm, and where the parameters lie."""
+        if self.stage > 0:
+            optimizer.grad_norm = lambda: self._zero._global_grad_norm
+            optimizer.sum_over_ranks = self.world.sum
+        optimizer.pieces = {weights: self._pieces_of(weights) for weights in self._flat_weights()}
         for weights in self._flat_weights():
-            optimizer.state[weights] = fresh_state(optim.name, weights)
+            optimizer.state[weights] = fresh_state(self.optim, weights)
+
+    def _pieces_of(self, weights: torch.Tensor) -> Pieces:
+        """The parameters that lie in a flat tensor, numbered alike on every rank."""
+        numbers = {name: number for number, name in enumerate(self._shapes)}
+        found = [place for place in self._places if place.weights is weights]
+        index = torch.tensor([numbers[place.name] for place in found], device=weights.device, dtype=torch.int64)
+        return Pieces(index, [place.offset for place in found], [place.count for place in found], len(numbers))
 
     @property
     def module(self) -> nn.Module:
@@ -63,13 +95,26 @@ class Engine:
         return self._engine(images_BCHW, *chance_BL2)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """A block in which the model evaluates: no dropout."""
+    def evaluating(self, averaged: bool = False) -> Iterator[None]:
+        """A block in which the model evaluates: no dropout; `averaged` = with the moving average of the weights."""
         self._engine.eval()
+        if averaged:
+            self._swap_average()
         try:
             yield
         finally:
+            if averaged:
+                self._swap_average()
             self._engine.train()
+
+    @torch.no_grad()
+    def _swap_average(self) -> None:
+        for weights in self._flat_weights():
+            average = self._stepper.state[weights]["ema"]
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)
+        self.spread()
 
     def backward_and_step(self, loss: torch.Tensor) -> None:
         """One micro-step; the update happens at the last of `grad_accum`. `loss` is the micro-batch's mean."""
@@ -77,81 +122,107 @@ class Engine:
         self._engine.step()
 
     def set_learning_rate(self, lr: float) -> None:
-        set_learning_rate(self._zero.param_groups, lr)
+        set_learning_rate(self._stepper.param_groups, lr)
 
     @property
     def grad_norm(self) -> float:
         """Global norm of the last update's gradient, before clipping; waits for the device."""
-        norm = float(self._zero._global_grad_norm or 0.0)
+        norm = float(self._stepper.grad_norm() or 0.0)
         return norm if norm >= 0 else float("nan")
 
     def shapes(self) -> Iterator[tuple[str, torch.Size]]:
         """(name, full shape) of every parameter."""
+        yield from self._shapes.items()
+
+    def fragments(self, replicas: bool = False) -> Iterator[Fragment]:
+        """What this rank owns of every parameter; together the ranks own each element exactly once.
+
+        `replicas`: at stage 0 all of what it steps, which is everything.
+        """
+        for number, place in enumerate(self._places):
+            if self.stage > 0 or replicas or number % self.world.size == self.world.rank:
+                state = self._stepper.state[place.weights]
+                tensors = {"weight": place.weights, **{kind: state[kind] for kind in state_kinds(self.optim)}}
+                flat = {key: tensor.detach().flatten().narrow(0, place.offset, place.count) for key, tensor in tensors.items()}
+                yield Fragment(place.name, place.start, flat)
+
+    def _find_places(self) -> Iterator[Place]:
+        find = {0: self._places_stage0, 3: self._places_stage3}.get(self.stage, self._places_stage12)
         for name, parameter in self.module.named_parameters():
-            yield name, parameter.ds_shape if self.stage == 3 else parameter.shape  # type: ignore[attr-defined]
+            yield from find(name, parameter)
 
-    def fragments(self) -> Iterator[Fragment]:
-        """What this rank owns of every parameter; together the ranks own each element exactly once."""
-        return self._fragments_stage3() if self.stage == 3 else self._fragments_stage12()
+    def _places_stage0(self, name: str, parameter: Any) -> Iterator[Place]:
+        number = next(n for n, working in enumerate(self._zero.working) if working is parameter)
+        yield Place(name, 0, self._zero.masters[number], 0, parameter.numel())
 
-    def _fragments_stage12(self) -> Iterator[Fragment]:
-        for name, parameter in self.module.named_parameters():
-            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-            if mapping is not None:
-                weights = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
-                place = mapping.hp_fragment_address
-                yield self._fragment(name, mapping.lp_fragment_address.start, weights, place.start, place.numel)
+    def _places_stage12(self, name: str, parameter: Any) -> Iterator[Place]:
+        mapping = parameter._hp_mapping
+        if mapping is not None:
+            place = mapping.hp_fragment_address
+            weights = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
+            yield Place(name, mapping.lp_fragment_address.start, weights, place.start, place.numel)
 
-    def _fragments_stage3(self) -> Iterator[Fragment]:
-        for name, parameter in self.module.named_parameters():
-            group, offset, share = self._zero.grad_position[self._zero.get_param_id(parameter)]
-            start = self.world.rank * share
-            count = min(share, parameter.ds_numel - start)  # type: ignore[attr-defined]
-            if count > 0:  # the last ranks may own padding only
-                yield self._fragment(name, start, self._zero.fp32_partitioned_groups_flat[group], offset, count)
-
-    def _fragment(self, name: str, start: int, weights: torch.Tensor, offset: int, count: int) -> Fragment:
-        state = self._zero.optimizer.state[weights]
-        tensors = {"weight": weights, **{key: state[key] for key in STATE[self.optim_name]}}
-        return Fragment(name, start, {key: tensor.detach().narrow(0, offset, count) for key, tensor in tensors.items()})
+    def _places_stage3(self, name: str, parameter: Any) -> Iterator[Place]:
+        group, offset, share = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        start = self.world.rank * share
+        count = min(share, parameter.ds_numel - start)
+        if count > 0:  # the last ranks may own padding only
+            yield Place(name, start, self._zero.fp32_partitioned_groups_flat[group], offset, count)
 
     def _flat_weights(self) -> list[torch.Tensor]:
+        if self.stage == 0:
+            return self._zero.masters
         return self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
 
     @property
     def num_updates(self) -> float:
-        """Updates that the optimiser applied (AdamW's bias correction counts them); skipped ones are not among them."""
-        states = [self._zero.optimizer.state[weights] for weights in self._flat_weights()]
+        """Updates that the optimiser applied (Adam's bias correction counts them); skipped ones are not among them."""
+        states = [self._stepper.state[weights] for weights in self._flat_weights()]
         return max((float(state["step"]) for state in states if "step" in state), default=0.0)
 
     @num_updates.setter
     def num_updates(self, count: float) -> None:
         for weights in self._flat_weights():
-            if "step" in (state := self._zero.optimizer.state[weights]):
+            if "step" in (state := self._stepper.state[weights]):
                 state["step"].fill_(count)
 
-    def weights_changed(self, full: dict[str, torch.Tensor]) -> None:
-        """After the fp32 fragments were written to: bring the working parameters in line. `full` holds whole tensors."""
-        with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
-                if self.stage == 3:
-                    local = self._zero.get_local_fp32_param(parameter)
-                    parameter.ds_tensor[: local.numel()].copy_(local[: parameter.ds_tensor.numel()])  # type: ignore[attr-defined]
-                else:
-                    parameter.copy_(full[name])
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Bring the working parameters in line after the fp32 ones were written to, as DeepSpeed does after a step."""
+        if self.stage == 0:
+            self._zero.spread()
+        elif self.stage == 3:
+            for parameter in self.module.parameters():
+                local = self._zero.get_local_fp32_param(parameter)
+                parameter.ds_tensor[: local.numel()].copy_(local[: parameter.ds_tensor.numel()])  # type: ignore[attr-defined]
+        else:
+            for group, weights in enumerate(self._zero.single_partition_of_fp32_groups):
+                partitions = self._zero.parallel_partitioned_bit16_groups[group]
+                partitions[self.world.rank].copy_(weights)
+                dist.all_gather(list(partitions), partitions[self.world.rank].clone())
+
+
+def prepare(model: nn.Module, hardware: HardwareConfig) -> None:
+    """Activation checkpointing and compilation, block by block, from outside of the model."""
+    for number, block in enumerate(model.blocks if isinstance(model.blocks, nn.ModuleList) else ()):
+        if hardware.activation_checkpointing and number % hardware.activation_checkpointing == 0:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if hardware.compile:
+            block.compile()
 
 
 def deepspeed_config(
     optim: OptimConfig, hardware: HardwareConfig, micro_batch: int, grad_accum: int, world_size: int, bucket: int
 ) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`; `bucket` = elements that are reduced or gathered at once."""
+    replicated = hardware.zero_stage == 0  # optim.Replicated clips, and holds the fp32 weights of a model in bf16
     return {
         "train_batch_size": micro_batch * grad_accum * world_size,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": grad_accum,
-        "gradient_clipping": optim.clip_norm,
-        # The overflow check would wait for the device every step; optim.Guard does its work without.
-        "bf16": {"enabled": hardware.precision == "bf16", "check_grad_overflow": False},
+        "gradient_clipping": 0.0 if replicated else optim.clip_norm,
+        # The overflow check would wait for the device every step; optim.Stepping does its work without.
+        "bf16": {"enabled": hardware.precision == "bf16" and not replicated, "check_grad_overflow": False},
         "zero_optimization": {
             "stage": hardware.zero_stage,
             "reduce_bucket_size": bucket,

@@ -2,28 +2,46 @@
 
 import math
 from collections.abc import Callable
-
-from vitscale.config import ScheduleConfig
-
-
-def cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
+from typing import NamedTuple
 
 
-def linear(progress: float) -> float:
-    return 1 - progress
+class Spans(NamedTuple):
+    """A schedule's durations in steps."""
+
+    total: int
+    warmup: int = 0
+    cooldown: int = 0
+    timescale: int = 10_000
 
 
-def constant(progress: float) -> float:  # noqa: ARG001 - the schedules share one signature
+def cosine(step: int, spans: Spans) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress(step, spans)))
+
+
+def linear(step: int, spans: Spans) -> float:
+    return 1 - progress(step, spans)
+
+
+def rsqrt(step: int, spans: Spans) -> float:
+    """Zhai et al. 2022 (Scaling Vision Transformers), with big_vision's timescale: it knows no end, so a run can be prolonged."""
+    return (1 + (step - spans.warmup) / spans.timescale) ** -0.5
+
+
+def constant(step: int, spans: Spans) -> float:  # noqa: ARG001 - the schedules share one signature
     return 1.0
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": linear, "constant": constant}
+SCHEDULES: dict[str, Callable[[int, Spans], float]] = {"cosine": cosine, "linear": linear, "rsqrt": rsqrt, "constant": constant}
 
 
-def learning_rate(step: int, peak: float, schedule: ScheduleConfig, warmup_steps: int, total_steps: int) -> float:
-    """Linear warm-up from 0 to `peak`, then from `peak` to `end_lr`; progress counts from the end of the warm-up."""
-    if step < warmup_steps:
-        return peak * step / warmup_steps
-    progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-    return schedule.end_lr + (peak - schedule.end_lr) * SCHEDULES[schedule.name](progress)
+def progress(step: int, spans: Spans) -> float:
+    """0 at the end of the warm-up, 1 at the end of the run."""
+    return min((step - spans.warmup) / max(spans.total - spans.warmup, 1), 1.0)
+
+
+def learning_rate(step: int, peak: float, end: float, name: str, spans: Spans) -> float:
+    """Linear warm-up from 0 to `peak`; then the schedule between `peak` and `end`; in the cool-down linearly down to `end`."""
+    if step < spans.warmup:
+        return peak * step / spans.warmup
+    left = min(1.0, (spans.total - step) / spans.cooldown) if spans.cooldown else 1.0
+    return end + (peak - end) * SCHEDULES[name](step, spans) * max(left, 0.0)
