@@ -63,9 +63,8 @@ def restore(run: RunDir, engine: Engine, data: str) -> TrainState:
     with world.alone():
         state = TrainState.parse((path / "state.json").read_text())
         _read_fragments(engine, path / "engine")
-    with world.alone():
-        engine.spread()
-        engine.num_updates = state.num_updates
+    engine.num_updates = state.num_updates
+    engine.spread()
     if not world.is_main:
         state.fingerprint = 0  # the stored value is the sum over ranks
     return state

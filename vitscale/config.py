@@ -31,7 +31,7 @@ class ScheduleConfig(Section):
     warmup: Duration = Duration(steps=0)
     """linear from 0 to optim.lr"""
     cooldown: Duration = Duration(steps=0)
-    """the last part of the run, over which the rate falls linearly to end_lr, whatever the shape; made for rsqrt and constant"""
+    """last part of the run, over which the rate falls linearly to end_lr; meant for rsqrt and constant"""
     timescale: Duration = Duration(steps=10_000)
     """rsqrt: after this time the rate is 1 / sqrt(2) of the peak"""
     end_lr: float = Field(0.0, ge=0.0)
@@ -42,7 +42,7 @@ class OptimConfig(Section):
     """The optimiser."""
 
     name: Literal["adamw", "sgd", "lamb"] = "adamw"
-    """adamw: decoupled weight decay (times the learning rate); sgd: with momentum; lamb: adamw's step, as long as the parameter"""
+    """adamw: decoupled weight decay (times the learning rate); sgd: with momentum; lamb: adamw's step scaled to each parameter"""
     lr: float = Field(gt=0.0)
     """peak learning rate"""
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
@@ -52,13 +52,13 @@ class OptimConfig(Section):
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
     """sgd: decay of the velocity"""
     weight_decay: float = Field(0.0, ge=0.0)
-    """on matrices only, not on biases, norms, tokens and position embeddings; sgd adds it to the gradient, the others decouple it"""
+    """on matrices only, not on biases, norms, tokens and positions; sgd adds it to the gradient, the others decouple it"""
     moment_dtype: Literal["fp32", "bf16"] = "fp32"
     """how the first moment (sgd: the velocity) is stored; bf16 as in big_vision and the official fine-tuning"""
     layer_decay: float = Field(1.0, gt=0.0, le=1.0)
-    """factor on the learning rate from block to block, from the head down (fine-tuning of BEiT and MAE); 1 = the same everywhere"""
+    """factor on the learning rate from block to block, from the head down (BEiT, MAE); 1 = the same everywhere"""
     ema_decay: float | None = Field(None, gt=0.0, lt=1.0)
-    """keep a moving average of the fp32 weights (Polyak averaging), evaluated beside them; 0.9999 keeps 0.01 % of each new one"""
+    """keep a moving average of the fp32 weights (Polyak averaging), evaluated beside them"""
     clip_norm: float = Field(1.0, ge=0.0)
     """largest global norm of the gradient; 0 = no clipping"""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -128,7 +128,7 @@ class HardwareConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     """of parameters and activations; the optimiser always works on fp32 weights"""
     activation_checkpointing: int = Field(0, ge=0)
-    """compute blocks again in the backward pass instead of keeping their activations: 0 = none, 1 = every block, n = every n-th"""
+    """compute blocks again in the backward pass to save memory: 0 = none, 1 = every block, n = every n-th"""
     compile: bool = False
     """torch.compile on each block; needs a C++ compiler on CPUs, Triton on GPUs"""
     deterministic: bool = True

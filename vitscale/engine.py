@@ -17,6 +17,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vitscale.config import HardwareConfig, OptimConfig
+from vitscale.model.resnet import BiTUnit, Unit
+from vitscale.model.vit import Block
 from vitscale.optim import DTYPES, Pieces, Replicated, build_optimizer, fresh_state, set_learning_rate, state_kinds
 from vitscale.world import World
 
@@ -30,7 +32,7 @@ class Place(NamedTuple):
     start: int  # first element within the flattened parameter
     weights: torch.Tensor  # fp32, flat under ZeRO
     offset: int  # first element within `weights`
-    count: int
+    length: int
 
 
 class Fragment(NamedTuple):
@@ -85,7 +87,7 @@ class Engine:
         numbers = {name: number for number, name in enumerate(self._shapes)}
         found = [place for place in self._places if place.weights is weights]
         index = torch.tensor([numbers[place.name] for place in found], device=weights.device, dtype=torch.int64)
-        return Pieces(index, [place.offset for place in found], [place.count for place in found], len(numbers))
+        return Pieces(index, [place.offset for place in found], [place.length for place in found], len(numbers))
 
     @property
     def module(self) -> nn.Module:
@@ -143,7 +145,7 @@ class Engine:
             if self.stage > 0 or replicas or number % self.world.size == self.world.rank:
                 state = self._stepper.state[place.weights]
                 tensors = {"weight": place.weights, **{kind: state[kind] for kind in state_kinds(self.optim)}}
-                flat = {key: tensor.detach().flatten().narrow(0, place.offset, place.count) for key, tensor in tensors.items()}
+                flat = {key: tensor.detach().flatten().narrow(0, place.offset, place.length) for key, tensor in tensors.items()}
                 yield Fragment(place.name, place.start, flat)
 
     def _find_places(self) -> Iterator[Place]:
@@ -204,7 +206,8 @@ class Engine:
 
 def prepare(model: nn.Module, hardware: HardwareConfig) -> None:
     """Activation checkpointing and compilation, block by block, from outside of the model."""
-    for number, block in enumerate(model.blocks if isinstance(model.blocks, nn.ModuleList) else ()):
+    blocks = (module for module in model.modules() if isinstance(module, Block | Unit | BiTUnit))
+    for number, block in enumerate(blocks):
         if hardware.activation_checkpointing and number % hardware.activation_checkpointing == 0:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if hardware.compile:

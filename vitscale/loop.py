@@ -12,7 +12,7 @@ from data_pipeline.mixing import prepare
 from data_pipeline.noise import splitmix64, uniform_noise
 from data_pipeline.order import Slots, fingerprint
 from vitscale.checkpoint import save
-from vitscale.config import RunConfig
+from vitscale.config import OptimConfig, RunConfig
 from vitscale.duration import Duration
 from vitscale.engine import Engine
 from vitscale.evaluate import evaluate
@@ -22,7 +22,7 @@ from vitscale.meter import Meter
 from vitscale.model.config import ViTConfig
 from vitscale.progress import TrainProgress
 from vitscale.rundir import RunDir
-from vitscale.schedule import learning_rate
+from vitscale.schedule import Spans, learning_rate
 from vitscale.state import TrainState
 from vitscale.tracking import Tracker
 from vitscale.world import Reduction
@@ -33,23 +33,28 @@ class Cadence:
     """The run's durations in steps; 0 = never."""
 
     total: int
-    warmup: int
     log: int
     eval: int
     save: int
+    schedule: Spans
 
     @classmethod
     def of(cls, cfg: RunConfig, num_samples: int) -> "Cadence":
         def steps(duration: Duration) -> int:
             return duration.to_steps(cfg.train.global_batch, num_samples)
 
+        total, schedule = steps(cfg.train.total), cfg.optim.schedule
         return cls(
-            total=steps(cfg.train.total),
-            warmup=steps(cfg.optim.schedule.warmup),
+            total=total,
             log=cfg.tracking.log_every,
             eval=max(1, steps(cfg.eval.every)) if cfg.eval.every else 0,
             save=max(1, steps(cfg.checkpoint.every)),
+            schedule=Spans(total, steps(schedule.warmup), steps(schedule.cooldown), max(1, steps(schedule.timescale))),
         )
+
+    def learning_rate(self, step: int, optim: OptimConfig) -> float:
+        """Of the update after so many steps."""
+        return learning_rate(step, optim.lr, optim.schedule.end_lr, optim.schedule.name, self.schedule)
 
 
 def fit(
@@ -92,7 +97,7 @@ def fit(
 
 def train_step(engine: Engine, batch: Batch, cfg: RunConfig, state: TrainState, cadence: Cadence) -> Reduction:
     """One update from one rank's share of a global batch: its loss, and whether this rank wants to stop, on their way."""
-    engine.set_learning_rate(learning_rate(state.step, cfg.optim.lr, cfg.optim.schedule, cadence.warmup, cadence.total))
+    engine.set_learning_rate(cadence.learning_rate(state.step, cfg.optim))
     loss_sum = torch.zeros((), device=engine.world.device)
     for micro_step, micro in enumerate(batch.split(engine.micro_batch)):
         seed_dropout(cfg.seed, state.step, engine.world.rank, micro_step)
@@ -154,7 +159,7 @@ def report(engine: Engine, state: TrainState, meter: Meter, cfg: RunConfig, cade
     """One point of the training curves, over the steps since the last one."""
     loss = state.loss_sum / max(state.loss_steps, 1)
     state.loss_sum, state.loss_steps = 0.0, 0
-    lr = learning_rate(state.step - 1, cfg.optim.lr, cfg.optim.schedule, cadence.warmup, cadence.total)
+    lr = cadence.learning_rate(state.step - 1, cfg.optim)
     skipped = {"data/skipped": state.skipped} if cfg.data.bad_samples.policy == "replace" else {}
     return {"train/loss": loss, "train/lr": lr, "train/grad_norm": engine.grad_norm, **skipped, **meter.report()}
 
@@ -165,10 +170,13 @@ def total_fingerprint(state: TrainState, engine: Engine) -> str:
 
 
 def validate(engine: Engine, val: Iterable[Batch], cfg: RunConfig) -> dict[str, float]:
-    """Accuracy on the held-out images. Call on every rank."""
-    with engine.evaluating():
-        metrics = evaluate(engine, val, cfg.data, engine.dtype, engine.world)
-    return {f"eval/{name}": value for name, value in metrics.items()}
+    """Accuracy on the held-out images, also of the averaged weights where there are some. Call on every rank."""
+    metrics: dict[str, float] = {}
+    for prefix, averaged in (("eval", False), ("eval_ema", True))[: 1 if cfg.optim.ema_decay is None else 2]:
+        with engine.evaluating(averaged):
+            found = evaluate(engine, val, cfg.data, engine.dtype, engine.world)
+        metrics |= {f"{prefix}/{name}": value for name, value in found.items()}
+    return metrics
 
 
 def due(step: int, every: int) -> bool:

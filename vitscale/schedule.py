@@ -23,7 +23,7 @@ def linear(step: int, spans: Spans) -> float:
 
 
 def rsqrt(step: int, spans: Spans) -> float:
-    """Zhai et al. 2022 (Scaling Vision Transformers), with big_vision's timescale: it knows no end, so a run can be prolonged."""
+    """Zhai et al. 2022 (Scaling Vision Transformers), as in big_vision: it knows no end, so a run can be prolonged."""
     return (1 + (step - spans.warmup) / spans.timescale) ** -0.5
 
 
@@ -31,7 +31,8 @@ def constant(step: int, spans: Spans) -> float:  # noqa: ARG001 - the schedules 
     return 1.0
 
 
-SCHEDULES: dict[str, Callable[[int, Spans], float]] = {"cosine": cosine, "linear": linear, "rsqrt": rsqrt, "constant": constant}
+Schedule = Callable[[int, Spans], float]
+SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "linear": linear, "rsqrt": rsqrt, "constant": constant}
 
 
 def progress(step: int, spans: Spans) -> float:
