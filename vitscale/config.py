@@ -52,7 +52,7 @@ class OptimConfig(Section):
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
     """sgd: decay of the velocity"""
     weight_decay: float = Field(0.0, ge=0.0)
-    """on matrices only, not on biases, norms, tokens and positions; sgd adds it to the gradient, the others decouple it"""
+    """on matrices only, not on biases, norms, tokens and positions; sgd adds it to the gradient, others decouple it"""
     moment_dtype: Literal["fp32", "bf16"] = "fp32"
     """how the first moment (sgd: the velocity) is stored; bf16 as in big_vision and the official fine-tuning"""
     layer_decay: float = Field(1.0, gt=0.0, le=1.0)

@@ -65,6 +65,7 @@ class Engine:
         self._stepper = build_optimizer(model, optim)
         optimizer = Replicated(self._stepper, optim.clip_norm) if self.stage == 0 else self._stepper
         bucket = min(sum(p.numel() for p in model.parameters()), MAX_BUCKET_ELEMENTS)
+        bucket += bucket % 2  # DeepSpeed wants it even
         config = deepspeed_config(optim, hardware, micro_batch, grad_accum, world.size, bucket)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
         assert self._engine.dp_world_size == world.size
