@@ -1,5 +1,6 @@
 """A small real data set, and a recipe on it."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from launching import Tiny, make_tiny
 from data_pipeline.build import build
 from data_pipeline.collection import Collection
 from data_pipeline.sources import digits
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and tests send it
 
 
 @pytest.fixture(scope="session")

@@ -65,4 +65,4 @@ def explain(error: ValidationError) -> str:
     problems = (
         (".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")) for problem in error.errors()
     )
-    return "; ".join(f"{where}: {message}" for where, message in problems)
+    return "; ".join(": ".join(filter(None, problem)) for problem in problems)

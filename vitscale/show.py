@@ -35,7 +35,7 @@ def derived(cfg: RunConfig, ranks: int) -> dict[str, Any]:
         "grad accum": grad_accum(cfg, ranks),
         "lanes": cfg.lanes,
         "shuffle window per process (MiB)": round(window_bytes(cfg, ranks, image_bytes(cfg)) / 2**20, 1),
-        "tokens": cfg.model.num_tokens if isinstance(cfg.model, ViTConfig) else None,
+        **({"tokens": cfg.model.num_tokens} if isinstance(cfg.model, ViTConfig) else {}),
         "forward GMACs per image": round(forward_macs(cfg.model) / 1e9, 3),
         "training GFLOPs per image": round(train_flops(cfg.model) / 1e9, 3),
         "training exaFLOPs": round(total * cfg.train.global_batch * train_flops(cfg.model) / 1e18, 6) if total else None,

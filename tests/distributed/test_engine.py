@@ -28,7 +28,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, digits_dir: Path) -> Tiny:
 @pytest.fixture(scope="module")
 def found(whole: Tiny) -> dict:
     """What two processes found in all cases; to start them takes longer than any case."""
-    return find("alone,elastic,exact,guard", 2, whole, "hardware.zero_stage=1")
+    return find("alone,elastic,exact,guard,options", 2, whole, "hardware.zero_stage=1")
 
 
 def test_resume_is_bit_exact_at_every_stage_and_precision(found: dict) -> None:
@@ -41,6 +41,13 @@ def test_resume_is_bit_exact_at_every_stage_and_precision(found: dict) -> None:
     for precision, tolerance in (("fp32", 1e-5), ("bf16", 2e-2)):
         stages = np.array([exact[f"{stage}-{precision}"]["losses"] for stage in (1, 2, 3)])
         np.testing.assert_allclose(stages[1:], stages[:1].repeat(2, axis=0), rtol=tolerance)
+
+
+def test_every_kind_of_parameter_trains_alike_at_every_stage(found: dict) -> None:
+    assert sorted(found["options"]) == ["hybrid", "map"]
+    for losses in found["options"].values():
+        np.testing.assert_allclose(losses[1:], losses[:1] * 2, rtol=1e-5)
+        assert len(set(losses[0])) > 5  # the first step has a learning rate of 0
 
 
 def test_a_gradient_that_is_not_finite_is_applied_on_no_rank(found: dict) -> None:

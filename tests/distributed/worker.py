@@ -16,12 +16,17 @@ from vitscale.config import RunConfig
 from vitscale.engine import Engine
 from vitscale.loop import Cadence, Losses, total_fingerprint, train_step, validate
 from vitscale.model.build import build
+from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS
 from vitscale.state import TrainState
 from vitscale.train import build_engine, build_train_loader, build_val_loader, open_run, open_shards
 from vitscale.world import OtherRankFailedError, World
 
 SAVE_AT, STOP_AT = 3, 7
+OPTIONS = {
+    "map": {"pool": "map", "pos_embed": "relative", "drop_path": 0.5, "layer_scale": 0.1},
+    "hybrid": {"pos_embed": "learned2d", "pos_embed_at": "every", "stem_blocks": (1,), "patch_size": 2},
+}
 
 
 class Training:
@@ -135,6 +140,20 @@ def guard(base: RunConfig, world: World) -> dict:
     return found
 
 
+def options(base: RunConfig, world: World) -> dict:
+    """Losses of models whose parameters serve several blocks, stand in the model itself or in a ResNet, at every stage."""
+    found = {}
+    for name, changes in OPTIONS.items():
+        model = ViTConfig(**{**base.model.model_dump(), **changes})
+        for stage in (1, 2, 3):
+            hardware = base.hardware.model_copy(update={"zero_stage": stage})
+            cfg = base.model_copy(update={"name": f"{name}-{stage}", "hardware": hardware, "model": model})
+            training = Training(cfg, world)
+            found.setdefault(name, []).append(training.go(STOP_AT))
+            training.close()
+    return found
+
+
 def alone(_cfg: RunConfig, world: World) -> dict:
     """An error on the last rank ends the block on every rank."""
     try:
@@ -148,7 +167,7 @@ def alone(_cfg: RunConfig, world: World) -> dict:
     return {"ended": world.gather(ended)}
 
 
-CASES = {"exact": exact, "elastic": elastic, "guard": guard, "alone": alone}
+CASES = {"exact": exact, "elastic": elastic, "guard": guard, "options": options, "alone": alone}
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def refuse(tiny: Tiny, *words: str, procs: int = 2, naming: list[str]) -> None:
         ("train.total={steps: 5, epochs: 2}", ["train.total", "steps, epochs given"]),
         ("train.total.epochs=0.01", ["train.total", "no step of 48 images"]),
         ("init.from=models:/nobody@champion", ["no MLflow store at", "MLFLOW_TRACKING_URI"]),
-        ("init.from=no/such/checkpoint", ["no/such/checkpoint", "no such directory"]),
+        ("init.from=no/such/checkpoint", ["no/such/checkpoint", "neither a checkpoint directory nor a file of weights"]),
         ("data.train.samples=401", ["data.train.samples", "401", "400"]),
         ("data.train.manifest=nowhere.json", ["nowhere.json", "no manifest to read", "vitscale data build"]),
         ("data.train={manifest: a, weights: 2}", ["unknown key data.train.weights", "did you mean weight?"]),
@@ -72,7 +72,7 @@ def test_a_missing_shard(tiny: Tiny, digits_dir: Path, tmp_path: Path) -> None:
 def test_a_truncated_shard(tiny: Tiny, digits_dir: Path, tmp_path: Path) -> None:
     shard = own_shards(tiny, digits_dir, tmp_path) / "train-00001.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
-    refuse(tiny, naming=["train-00001.tar", f"{shard.stat().st_size} bytes", f"says {shard.stat().st_size + 512}"])
+    refuse(tiny, naming=["train-00001.tar", f"bytes {shard.stat().st_size} for {shard.stat().st_size + 512}"])
 
 
 def test_a_manifest_that_does_not_match_its_shard(tiny: Tiny, digits_dir: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_manifest_that_does_not_match_its_shard(tiny: Tiny, digits_dir: Path, 
     content = json.loads(manifest.read_text())
     content["shards"]["samples"][0] += 1
     manifest.write_text(json.dumps(content))
-    refuse(tiny, naming=["train-00000.idx has 150 samples", "says 151"])
+    refuse(tiny, naming=["train-00000.idx", "samples 150 for 151"])
 
 
 def test_a_damaged_image_is_named_once_and_no_other_process_adds_to_it(tiny: Tiny, digits_dir: Path, tmp_path: Path) -> None:

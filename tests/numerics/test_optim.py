@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import bit, vit
 
 from vitscale.config import OptimConfig
-from vitscale.model.config import ViTConfig
-from vitscale.model.vit import ViT
+from vitscale.model.build import build
 from vitscale.optim import STATE, build_optimizer, fresh_state, set_learning_rate
 
 LRS = [0.02, 0.05, 0.0, 0.03, 0.01, 0.04]  # one of them 0, as at the start of a warm-up
@@ -66,16 +66,25 @@ def test_steps_equal_the_float64_reference(name, reference):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_only_matrices_decay(name):
-    cfg = ViTConfig(patch_size=4, width=8, depth=2, num_heads=2, mlp_dim=16, image_size=8, num_classes=3, representation_size=4)
-    model = ViT(cfg)
-    decays = {
-        id(p): group["weight_decay"] for group in build_optimizer(model, CONFIGS[name]).param_groups for p in group["params"]
-    }
-    found = {key for key, p in model.named_parameters() if decays.pop(id(p))}
-    layers = ["attention.qkv", "attention.out", "mlp.fc1", "mlp.fc2"]
-    blocks = {f"blocks.{block}.{layer}.weight" for block in (0, 1) for layer in layers}
-    assert found == blocks | {"patch_embed.proj.weight", "pre_logits.fc.weight", "head.weight"}
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        vit(representation_size=4, layer_scale=0.1),
+        vit(pool="map", pos_embed="relative", pos_embed_at="every"),
+        vit(pos_embed="learned2d", stem_blocks=(1,), patch_size=1),
+        bit(1, 1, 1, 1),
+    ],
+    ids=["token", "map", "hybrid", "bit"],
+)
+def test_only_the_kernels_of_layers_decay(name, cfg):
+    """As big_vision: not biases, norms, LayerScale, tokens, the probe and position embeddings, whatever their shape."""
+    with torch.device("meta"):
+        model = build(cfg)
+    groups = build_optimizer(model, CONFIGS[name]).param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decays) == sum(len(group["params"]) for group in groups)
+    kernels = {f"{key}.weight" for key, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)}
+    assert {key for key, p in model.named_parameters() if decays.pop(id(p))} == kernels
     assert not decays  # every parameter was in one group
 
 

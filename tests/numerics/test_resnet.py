@@ -1,5 +1,7 @@
 """BiT against its equations in float64 numpy; arithmetic that half precision would spoil."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from references.native import logits_native
 from tiny_models import bit, randomised, weights_of
 
 from vitscale.model.build import build
+from vitscale.model.config import ModelConfig
 from vitscale.model.resnet import BIT_EPS, STEM_EPS, BiTConv2d, GroupNorm, StdConv2d
 
 CONFIG = bit(1, 1, 1, 1).model_copy(update={"head_bias": -6.9})
@@ -73,6 +76,10 @@ def test_weights_are_standardised_in_fp32(kind, eps, number, inside, mean, std):
     np.testing.assert_allclose(found.detach().numpy().transpose(2, 3, 1, 0), expected, rtol=1e-4, atol=1e-4)
     images = torch.randn(1, 16, 5, 5).bfloat16()
     assert convolution(images).dtype == torch.bfloat16
+
+
+def test_every_choice_of_eps_has_its_numbers():
+    assert {*get_args(ModelConfig.model_fields["resnet_eps"].annotation)} == set(STEM_EPS) == set(BIT_EPS)
 
 
 def test_group_norms_are_computed_in_fp32():

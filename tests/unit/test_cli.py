@@ -1,6 +1,7 @@
 """The command line, as a user meets it: in a process of its own."""
 
 import json
+import math
 import os
 import re
 import struct
@@ -18,7 +19,7 @@ from vitscale.model.vit import ViT
 from vitscale.modelinfo import ModelInfo
 from vitscale.sums import write_sums
 
-COMMANDS = ["train", "show", "sync", "demo", "eval", "predict", "pull", "publish", "data"]
+COMMANDS = ["train", "show", "sync", "demo", "eval", "predict", "pull", "publish", "import", "export", "data"]
 DATA_COMMANDS = ["build", "index", "verify", "peek", "stats", "leaks", "order", "simulate", "bench"]
 
 
@@ -154,7 +155,7 @@ def test_processes_that_do_not_fit(vitscale, write_recipe):
     ("words", "said"),
     [
         (["sync", "gone"], "gone: not a run directory"),
-        (["publish", "gone", "--name", "a", "--alias", "b"], "gone: no such directory"),
+        (["publish", "gone", "--name", "a", "--alias", "b"], "gone: neither a checkpoint directory nor a file of weights"),
         (["pull", "somewhere"], "pull takes models:/NAME@ALIAS"),
         (["pull", "models:/a@b"], "no MLflow store"),
         (["train", "recipes/demo/pretrain.yaml", "--port", "70000"], "--port 70000"),
@@ -168,8 +169,8 @@ def test_what_is_not_there(vitscale, tmp_path, words, said):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["predict", "gone", "image.png"], "gone: no such directory"),
-        (["eval", "gone", "--data", "val.json"], "gone: no such directory"),
+        (["predict", "gone", "image.png"], "gone: neither a checkpoint directory nor a file of weights"),
+        (["eval", "gone", "--data", "val.json"], "gone: neither a checkpoint directory nor a file of weights"),
         (["data", "verify", "gone.json"], "gone.json: no manifest to read"),
         (["data", "build", "gone", "--out", "out"], "gone: does not exist; what may be a source stands in"),
         (["data", "index", "gone.tar", "--out", "out.json"], "gone.tar: no such shard"),
@@ -210,7 +211,25 @@ def test_show_as_json_says_the_same(vitscale_here, write_recipe):
     values = json.loads(vitscale_here("show", write_recipe(), "--json", "--model", "train.total.steps=7").stdout)
     assert values["recipe"]["train"]["total"]["steps"] == 7
     assert values["derived"]["steps"] == 7
-    assert ["head.weight", [3, 8], 24] in values["layers"]
+    assert {"name": "head", "output": [3], "parameters": {"weight": [3, 8], "bias": [3]}} in values["layers"]
+    assert (
+        sum(math.prod(shape) for layer in values["layers"] for shape in layer["parameters"].values()) == 1683
+    )  # 392 patches, 48 tokens, 600 a block, 16 norm, 27 head
+
+
+@pytest.mark.parametrize(
+    ("model", "row"),
+    [
+        ("{name: vit-ti16, pool: map, pos_embed: relative}", "relative_keys 196x196x64 table 12x391x64 300,288"),
+        ("{name: r-ti16}", "stem.root 64x112x112 weight 64x3x7x7 9,408"),
+        ("{name: bit-r50x1, image_size: 32}", "stages.3.0.conv2 512x1x1 weight 512x512x3x3 2,359,296"),
+    ],
+)
+def test_show_lists_the_layers_of_every_kind_of_model(vitscale_here, write_recipe, model, row):
+    rest = "{data: {train: {manifest: a.json}}, train: {global_batch: 8, total: {steps: 1}}, optim: {lr: 1}}"
+    shown = vitscale_here("show", write_recipe(f"{{name: x, model: {model}, {rest[1:-1]}}}"), "--model")
+    assert shown.returncode == 0, shown.stderr
+    assert row in [" ".join(line.removeprefix("#").split()) for line in shown.stdout.splitlines()]
 
 
 def test_overrides_may_stand_before_and_after_options(vitscale, write_recipe):

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+from tiny_models import ON_RESNET, bit, vit
 
 from vitscale import recipe, show
+from vitscale.model.build import parameter_shapes
+from vitscale.model.config import ViTConfig
 
 IN21K = "recipes/pretrain/vit-l16-in21k.yaml"
 
@@ -49,10 +52,72 @@ def test_the_recipe_tells_before_there_is_a_manifest(config):
     assert show.derived(config("data.train.samples=80"), ranks=1)["steps"] == 20
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("vit-l16", 304_326_632), ("vit-h14", 632_045_800)])
+@pytest.mark.parametrize(("name", "parameters"), [("vit-l16", 304_326_632), ("vit-h14", 632_045_800), ("r50-l32", 328_994_856)])
 def test_layers_add_up_to_the_papers_sizes(name, parameters):
-    changes = [f"model.name={name}", "model.num_classes=1000", "model.representation_size=null"]
-    layers = show.layers(recipe.load(IN21K, changes))
-    assert sum(count for *_, count in layers) == parameters
-    shapes = {layer: shape for layer, shape, _ in layers}
-    assert shapes["head.weight"] == (1000, shapes["cls_token"][2])
+    assert sum(layer.size for layer in show.layers(ViTConfig(name=name))) == parameters
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        vit(representation_size=6, layer_scale=0.1),
+        vit(pool="map", pos_embed="relative", pos_embed_at="shared"),
+        vit(pool="gap", pos_embed="learned2d", pos_embed_at="every"),
+        vit(pos_embed="sincos2d"),
+        vit(pos_embed="none", **ON_RESNET),
+        bit(1, 2, 1, 1),
+    ],
+    ids=["token", "map", "gap", "sincos", "hybrid", "bit"],
+)
+def test_every_parameter_is_in_one_layer(model):
+    found = [
+        (f"{layer.name}.{name}".rstrip("."), shape) for layer in show.layers(model) for name, shape in layer.parameters.items()
+    ]
+    assert dict(found) == parameter_shapes(model)
+    assert len(found) == len(dict(found))
+
+
+def outputs(model):
+    return {layer.name: layer.output for layer in show.layers(model)}
+
+
+def test_the_way_of_an_image_through_a_vit():
+    """12 x 12 pixels, 3 x 3 patches of 4, a class token, width 24, MLP 40, 5 classes."""
+    found = outputs(vit(depth=1, representation_size=6, layer_scale=0.1))
+    tokens = (10, 24)
+    assert list(found.items()) == [
+        ("cls_token", None),
+        ("patch_embed.proj", (9, 24)),
+        ("pos_embed", tokens),
+        ("blocks.0.norm1", tokens),
+        ("blocks.0.attention.qkv", (10, 72)),
+        ("blocks.0.attention.out", tokens),
+        ("blocks.0.scale1", tokens),
+        ("blocks.0.norm2", tokens),
+        ("blocks.0.mlp.fc1", (10, 40)),
+        ("blocks.0.mlp.fc2", tokens),
+        ("blocks.0.scale2", tokens),
+        ("norm", tokens),
+        ("pre_logits.fc", (6,)),
+        ("head", (5,)),
+    ]
+
+
+def test_the_way_through_what_else_there_is():
+    found = outputs(vit(**ON_RESNET, pool="map", pos_embed="relative"))
+    assert found["stem.root"] == (64, 8, 8)
+    assert found["stem.stages.0.0.conv3"] == (256, 4, 4)
+    assert found["stem.stages.1.0.shortcut.0"] == found["stem.stages.1.0.norm3"] == (512, 2, 2)
+    assert found["patch_embed.proj"] == (4, 24)
+    assert found["relative_keys"] == (4, 4, 8)
+    assert (found["attention_pool.kv"], found["attention_pool.q"], found["attention_pool"]) == ((4, 48), (1, 24), (24,))
+    found = outputs(bit(1, 1, 1, 1, image_size=64))
+    assert (found["root"], found["stages.3.0.conv3"], found["norm"]) == ((64, 32, 32), (2048, 2, 2), (2048, 2, 2))
+
+
+def test_the_table_of_layers_is_straight():
+    model = vit(**ON_RESNET, pool="map", pos_embed="relative")
+    head, *lines, total = show.layer_lines(show.layers(model))
+    assert len({len(line) for line in (head, *lines, total)}) == 1
+    assert total.split() == ["all", "parameters", f"{sum(shape.numel() for shape in parameter_shapes(model).values()):,}"]
+    assert lines[-1].split() == ["head", "5", "weight", "5x24,", "bias", "5", "125"]

@@ -92,7 +92,9 @@ def test_other_classes_and_resolution_are_welcome(checkpoint, tmp_path):
 
 
 def test_a_directory_that_does_not_exist(tmp_path):
-    with pytest.raises(ModelError, match=r"gone: no such directory; give a checkpoint directory, models:/"):
+    with pytest.raises(
+        ModelError, match=r"gone: neither a checkpoint directory nor a file of weights; or give models:/NAME@ALIAS"
+    ):
         locate(str(tmp_path / "gone"), "")
 
 

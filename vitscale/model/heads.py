@@ -9,7 +9,7 @@ from vitscale.model.layers import LayerNorm, lecun_normal_, xavier_linear
 
 
 class AttentionPool(nn.Module):
-    """One learned query over all tokens, then an MLP ("Scaling Vision Transformers", arXiv 2106.04560, section 3.1)."""
+    """One learned query over all tokens, then an MLP ("Scaling Vision Transformers", arXiv 2106.04560)."""
 
     def __init__(self, config: ViTConfig, mlp: nn.Module) -> None:
         super().__init__()
@@ -23,9 +23,9 @@ class AttentionPool(nn.Module):
         self.mlp = mlp
 
     def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:  # -> features_BD
-        q_BH1d = self.q(self.probe.expand(len(tokens_BND), -1, -1)).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        k_BHNd, v_BHNd = self.kv(tokens_BND).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed_B1D = F.scaled_dot_product_attention(q_BH1d, k_BHNd, v_BHNd).transpose(1, 2).flatten(2)
+        q_Bh1d = self.q(self.probe.expand(len(tokens_BND), -1, -1)).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        k_BhNd, v_BhNd = self.kv(tokens_BND).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed_B1D = F.scaled_dot_product_attention(q_Bh1d, k_BhNd, v_BhNd).transpose(1, 2).flatten(2)
         features_B1D = self.out(mixed_B1D)
         return (features_B1D + self.mlp(self.norm(features_B1D)))[:, 0]
 

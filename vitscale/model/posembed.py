@@ -1,6 +1,6 @@
 """Position embeddings, and how they change with the resolution (ViT paper, section 3.2 and appendix D.4).
 
-Grids are (patches down, patches across). T tables: one per block where each has its own, else one.
+Grids are (patches down, patches across). T tables: one per block where each has its own, else one. O offsets.
 """
 
 from typing import Literal

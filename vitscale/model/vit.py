@@ -1,7 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1).
 
-B images, C channels, P patch side, G patches along a side, N tokens (G*G, one more with a class token), D width, H heads of
-width d = D / H, K classes. How it is laid out, checkpointed or compiled is nobody's business here.
+B images of H x W pixels in C channels, P patch side, N tokens (a patch each, one more with a class token), D width, heads h of
+width d, L blocks, K classes. A grid is (patches down, patches across). Sharding, checkpointing and compiling come from outside.
 """
 
 import torch
@@ -38,7 +38,7 @@ class ViT(nn.Module):
         return self.head(self.pre_logits(self.features(images_BCHW, chance_BL2)))
 
     def features(self, images_BCHW: torch.Tensor, chance_BL2: torch.Tensor | None = None) -> torch.Tensor:  # -> features_BD
-        """What the head sees: the class token (eq. 4), the mean over all tokens, or an attention pool of them."""
+        """What the head sees: the class token (eq. 4), the mean over the patches, or an attention pool of them."""
         tokens_BND, grid = self.embed(images_BCHW)
         tokens_BND = self.norm(self.encode(tokens_BND, grid, chance_BL2))
         if self.attention_pool is not None:
@@ -60,7 +60,7 @@ class ViT(nn.Module):
         elif chance_BL2 is None:
             chance_BL2 = torch.rand(len(tokens_BND), len(self.blocks), 2, device=tokens_BND.device)
         for layer, block in enumerate(self.blocks):
-            if self.pos_embed is not None:
+            if self.pos_embed is not None:  # which adds where pos_embed_at says
                 tokens_BND = self.pos_embed(tokens_BND, layer, grid)
             if layer == 0:
                 tokens_BND = self.dropout(tokens_BND)
@@ -134,12 +134,12 @@ class Attention(nn.Module):
     def forward(self, tokens_BND: torch.Tensor, keys_NNd: torch.Tensor | None = None) -> torch.Tensor:  # -> tokens_BND
         """`keys_NNd`: a key for the relative position of each pair of tokens; q times it joins the logits (appendix D.4)."""
         qkv = self.qkv(tokens_BND).unflatten(2, (3, self.num_heads, -1))
-        q_BHNd, k_BHNd, v_BHNd = qkv.permute(2, 0, 3, 1, 4)
-        bias_BHNN = None
+        q_BhNd, k_BhNd, v_BhNd = qkv.permute(2, 0, 3, 1, 4)
+        bias_BhNN = None
         if keys_NNd is not None:
-            bias_BHNN = torch.einsum("bhnd,nmd->bhnm", q_BHNd * q_BHNd.shape[-1] ** -0.5, keys_NNd)
-        mixed_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd, attn_mask=bias_BHNN)
-        return self.out(mixed_BHNd.transpose(1, 2).flatten(2))
+            bias_BhNN = torch.einsum("bhnd,nmd->bhnm", q_BhNd * q_BhNd.shape[-1] ** -0.5, keys_NNd)
+        mixed_BhNd = F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, attn_mask=bias_BhNN)
+        return self.out(mixed_BhNd.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

@@ -36,7 +36,7 @@ def read(path: Path) -> Tensors:
 
 
 def _read_npz(path: Path) -> Tensors:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # numpy leaves a broken file open
         arrays = {name: file[name] for name in file.files}
     prefix = next((f"{wrapper}/" for wrapper in WRAPPERS if any(name.startswith(f"{wrapper}/") for name in arrays)), "")
     return {name.removeprefix(prefix): _tensor(array) for name, array in arrays.items() if name.startswith(prefix)}
@@ -55,7 +55,7 @@ def _read_pickled(path: Path) -> Tensors:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise ModelError(
-            f"{path}: holds more than tensors, which may be code and is not read; save the model's state_dict() alone"
+            f"{path}: holds other things than tensors, which may be code and are not read; save the model's state_dict() alone"
         ) from None
     loaded = {"": loaded} if not isinstance(loaded, dict) else loaded
     loaded = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)), loaded)

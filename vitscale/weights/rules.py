@@ -42,14 +42,15 @@ def unpack(tensors: Tensors, rules: list[Rule], where: str) -> Tensors:
         try:
             lengths = parse_shape(tensor, rule.their_axes)
             parts.setdefault(ours, {})[part] = rearrange(tensor, f"{rule.their_axes} -> {rule.axes}")
-        except EinopsError:
+        except (EinopsError, RuntimeError):  # parse_shape has no error of its own
             raise ModelError(f"{where}: tensor {name} is {list(tensor.shape)}, it should have axes {rule.their_axes}") from None
         if lengths.get("p") != lengths.get("q"):
             raise ModelError(f"{where}: tensor {name} is {list(tensor.shape)}; only weights of square patches can be taken")
         expected[ours] = rule
     for ours, rule in expected.items():
         if missing := [name for part, name in enumerate(rule.theirs) if part not in parts[ours]]:
-            raise ModelError(f"{where}: of {ours} only a part is there, {missing[0]} is missing; the file is incomplete")
+            name = missing[0].format(*(number + rule.first for number in _numbers(ours, rule.ours) or ()))
+            raise ModelError(f"{where}: of {ours} only a part is there, {name} is missing; the file is incomplete")
     return {name: torch.cat([part for _, part in sorted(found.items())]).contiguous() for name, found in parts.items()}
 
 
