@@ -8,8 +8,9 @@ from pydantic import Field, SerializeAsAny, model_validator
 from data_pipeline.config import DataConfig, Section
 from vitscale.duration import Duration
 from vitscale.errors import RecipeError
-from vitscale.model.config import ModelConfig
+from vitscale.model.config import ModelConfig, ViTConfig
 
+Score = Literal["eval/top1", "eval/top5", "eval/loss", "eval_ema/top1", "eval_ema/top5", "eval_ema/loss"]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -94,6 +95,10 @@ class CheckpointConfig(Section):
     """how often; always at the end"""
     keep: int = Field(2, ge=2)
     """newest checkpoints kept; at least two, so that a damaged one has a predecessor"""
+    keep_every: Duration | None = None
+    """the first checkpoint of each such time is kept for ever"""
+    best: Score | None = None
+    """also keep the best of the checkpoints that were evaluated when they were saved, by this metric"""
 
 
 class TrackingConfig(Section):
@@ -181,6 +186,11 @@ class RunConfig(Section):
             raise ValueError(f"name {self.name!r} may hold letters, digits, '.', '_' and '-' only, a letter or digit first")
         if self.train.global_batch % self.lanes:
             raise ValueError(f"data.lanes {self.lanes} does not divide train.global_batch {self.train.global_batch}")
+        if self.optim.layer_decay < 1.0 and not isinstance(self.model, ViTConfig):
+            raise ValueError(f"optim.layer_decay {self.optim.layer_decay} is for the blocks of a ViT; leave it away for a BiT")
+        if (best := self.checkpoint.best) and (self.data.val is None or ("ema" in best and self.optim.ema_decay is None)):
+            missing = "data.val" if self.data.val is None else "optim.ema_decay"
+            raise ValueError(f"checkpoint.best {best!r} is not measured without {missing}; set that, or take best away")
         return self
 
     @property

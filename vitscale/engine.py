@@ -9,14 +9,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import requires
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from packaging.requirements import Requirement
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vitscale.config import HardwareConfig, OptimConfig
+from vitscale.errors import LaunchError
 from vitscale.model.resnet import BiTUnit, Unit
 from vitscale.model.vit import Block
 from vitscale.optim import DTYPES, Pieces, Replicated, build_optimizer, fresh_state, set_learning_rate, state_kinds
@@ -68,6 +71,7 @@ class Engine:
         bucket += bucket % 2  # DeepSpeed wants it even
         config = deepspeed_config(optim, hardware, micro_batch, grad_accum, world.size, bucket)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        assert isinstance(self._engine, deepspeed.DeepSpeedEngine)
         assert self._engine.dp_world_size == world.size
         assert self._engine.zero_optimization_stage() == self.stage
         self._zero = self._engine.optimizer
@@ -210,7 +214,7 @@ def prepare(model: nn.Module, hardware: HardwareConfig) -> None:
     blocks = (module for module in model.modules() if isinstance(module, Block | Unit | BiTUnit))
     for number, block in enumerate(blocks):
         if hardware.activation_checkpointing and number % hardware.activation_checkpointing == 0:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
         if hardware.compile:
             block.compile()
 
@@ -238,13 +242,19 @@ def deepspeed_config(
 
 
 def import_deepspeed(device: str) -> Any:
-    """Import DeepSpeed for a device, quiet, and without its shared-memory op, which would need a compiler."""
+    """Import DeepSpeed for a device, quiet, and without its shared-memory op, which would need a compiler.
+
+    LaunchError where it is of another version than this code was written for.
+    """
     os.environ["DS_ACCELERATOR"] = device
     # DeepSpeed calls what torch 2.13 renamed; the old name works.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
     import deepspeed
     import deepspeed.ops
 
+    allowed = next(Requirement(line) for line in requires("vitscale") or () if line.startswith("deepspeed"))
+    if deepspeed.__version__ not in allowed.specifier:
+        raise LaunchError(f"deepspeed {deepspeed.__version__} is installed, vitscale needs {allowed}: pip install '{allowed}'")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed

@@ -41,13 +41,13 @@ def layer_of(name: str, top: int) -> int:
     """0 for what makes tokens, 1 to depth for the blocks, `top` for what follows them."""
     if block := re.match(r"blocks\.(\d+)\.", name):
         return int(block[1]) + 1
-    return 0 if name.startswith(("stem.", "patch_embed.", "cls_token", "pos_embed.", "relative_keys.", "root.")) else top
+    return 0 if name.startswith(("stem.", "patch_embed.", "cls_token", "pos_embed.", "relative_keys.")) else top
 
 
 class Pieces(NamedTuple):
     """The parameters, or parts of them, that lie one after another in a flat tensor; what is not listed is padding."""
 
-    index: torch.Tensor  # number of the parameter within its group, of each piece
+    numbers: torch.Tensor  # which parameter each piece belongs to
     starts: list[int]
     lengths: list[int]
     num_params: int
@@ -73,9 +73,10 @@ class Stepping:
             self.found_inf = (~torch.isfinite(norm) | (norm < 0)).float().reshape(())
         result = super().step(closure)  # type: ignore[misc]
         if self.ema_decay is not None:
+            share = (1 - self.ema_decay) * (1.0 if self.found_inf is None else 1 - self.found_inf)
             for group in self.param_groups:  # type: ignore[attr-defined]
                 for weights in group["params"]:
-                    self.state[weights]["ema"].lerp_(weights, 1 - self.ema_decay)  # type: ignore[attr-defined]
+                    self.state[weights]["ema"].lerp_(weights, share)  # type: ignore[attr-defined]
         return result
 
 
@@ -94,7 +95,7 @@ class Composed(torch.optim.Optimizer):
         super().__init__(groups, defaults)
         self.rule = rule
 
-    def step(self, closure: Any = None) -> None:  # noqa: ARG002 - torch's signature
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 - torch's signature
         for group in self.param_groups:
             for weights in group["params"]:
                 state = self.state[weights]
@@ -145,9 +146,9 @@ def trust_ratio(optimizer: Any, weights: torch.Tensor, update: torch.Tensor) -> 
     squares = weights.new_zeros(2, pieces.num_params)
     for row, tensor in zip(squares, (weights, update), strict=True):
         views = [tensor.flatten()[start : start + length] for start, length in zip(pieces.starts, pieces.lengths, strict=True)]
-        row.index_add_(0, pieces.index, torch.stack(torch._foreach_norm(views)).square())
+        row.index_add_(0, pieces.numbers, torch.stack(torch._foreach_norm(views)).square())
     of_weights, of_updates = optimizer.sum_over_ranks(squares).sqrt()
-    ratio = torch.where((of_weights > 0) & (of_updates > 0), of_weights / of_updates, 1.0)[pieces.index]
+    ratio = torch.where((of_weights > 0) & (of_updates > 0), of_weights / of_updates, 1.0)[pieces.numbers]
     scale = torch.ones_like(weights).flatten()
     for start, length, value in zip(pieces.starts, pieces.lengths, ratio, strict=True):
         scale[start : start + length] = value
@@ -207,7 +208,7 @@ class Replicated(torch.optim.Optimizer):
         inner.grad_norm = lambda: self.norm
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # noqa: ARG002 - torch's signature
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 - torch's signature
         grads = [weights.grad.float() for weights in self.working]
         self.norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         if self.clip_norm:

@@ -42,7 +42,6 @@ def progress(step: int, spans: Spans) -> float:
 
 def learning_rate(step: int, peak: float, end: float, name: str, spans: Spans) -> float:
     """Linear warm-up from 0 to `peak`; then the schedule between `peak` and `end`; in the cool-down linearly down to `end`."""
-    if step < spans.warmup:
-        return peak * step / spans.warmup
-    left = min(1.0, (spans.total - step) / spans.cooldown) if spans.cooldown else 1.0
-    return end + (peak - end) * SCHEDULES[name](step, spans) * max(left, 0.0)
+    rise = min(1.0, step / spans.warmup) if spans.warmup else 1.0
+    left = min(1.0, max(0.0, (spans.total - step) / spans.cooldown)) if spans.cooldown else 1.0
+    return rise * (end + (peak - end) * SCHEDULES[name](max(step, spans.warmup), spans) * left)

@@ -190,6 +190,32 @@ def test_lanes_must_divide_the_global_batch(config):
         config("data.lanes=3")
 
 
+def test_layer_decay_is_for_models_with_blocks(write_recipe):
+    rest = REST.replace("lr: 0.5", "lr: 0.5, layer_decay: 0.75")
+    with pytest.raises(RecipeError, match=r"optim.layer_decay 0.75 is for the blocks of a ViT"):
+        recipe.load(write_recipe(f"model: {{name: bit-r50x1}}\n{rest}"))
+    assert recipe.load(write_recipe(f"model: {{name: r26-s32}}\n{rest}", "vit.yaml")).optim.layer_decay == 0.75
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("layer_decay", 0.0, "optim.layer_decay"),
+        ("layer_decay", 1.1, "optim.layer_decay"),
+        ("ema_decay", 1.0, "optim.ema_decay"),
+        ("ema_decay", 0.0, "optim.ema_decay"),
+        ("moment_dtype", "fp16", "optim.moment_dtype.*bf16"),
+        ("name", "adam", "optim.name.*lamb"),
+        ("schedule.name", "exp", "optim.schedule.name.*rsqrt"),
+        ("schedule.cooldown", "{steps: -1}", "optim.schedule.cooldown"),
+        ("schedule.end_lr", -1.0, "optim.schedule.end_lr"),
+    ],
+)
+def test_impossible_optimisers_are_refused(config, key, value, said):
+    with pytest.raises(RecipeError, match=said):
+        config(f"optim.{key}={value}")
+
+
 @pytest.mark.parametrize("area", ["[0.5, 0.2]", "[0, 1]", "[0.1, 1.1]"])
 def test_crop_areas_are_ranges(config, area):
     with pytest.raises(RecipeError, match="crop_area"):

@@ -40,6 +40,17 @@ def test_launch_settings_that_contradict_the_recipe_are_named_with_it(config, fo
     assert all(word in str(caught.value) for word in (key, *values))
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_is_compared_with_the_launched_one(config, stage):
+    layout = (f"hardware.zero_stage={stage}", "train.global_batch=8", "hardware.micro_batch=2")
+    settings = {**ACCELERATE, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}
+    check_launch(config(*layout), 2, {**settings, "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)})
+    with pytest.raises(LaunchError, match=rf"hardware.zero_stage: the recipe says {stage}, .* say {stage + 1}"):
+        check_launch(config(*layout), 2, {**settings, "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage + 1)})
+    with pytest.raises(LaunchError, match=r"gradient accumulation: the recipe says 4, .* say 2"):
+        check_launch(config(*layout), 1, settings)
+
+
 @pytest.mark.parametrize(
     "environ",
     [
