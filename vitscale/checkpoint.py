@@ -1,52 +1,28 @@
-"""Checkpoints: complete or invisible, and independent of the layout that wrote them.
+"""Checkpoints that are there: which is the newest sound one, what it holds, which are kept. vitscale/saving.py writes them.
 
-Each rank writes the fragments of the fp32 weights and optimiser state that it owns, as safetensors whose keys say what
-they are (`name@start/kind`). Any number of ranks at any ZeRO stage reads the pieces it needs from them. A checkpoint is
-written under a hidden name; SHA256SUMS comes last, then the rename that makes it exist.
+A checkpoint holds the fragments of the fp32 weights and optimiser state that each rank owned, as safetensors whose keys say
+what they are (`name@start/kind`). Any number of ranks at any ZeRO stage reads the pieces it needs from them.
 """
 
+import json
+import math
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from vitscale import fault
+from vitscale.config import CheckpointConfig
 from vitscale.engine import Engine
 from vitscale.errors import CheckpointError
-from vitscale.modelinfo import WEIGHTS
 from vitscale.rundir import RunDir
 from vitscale.state import TrainState
-from vitscale.sums import SUMS, fsync, verify, write_sums
-from vitscale.world import World
-
-
-def save(run: RunDir, engine: Engine, state: TrainState, keep: int) -> Path:
-    """Write `checkpoints/step_XXXXXXXX`, then drop all but the newest `keep`. Call on every rank."""
-    world = engine.world
-    final = run.checkpoints / f"step_{state.step:08d}"
-    partial = run.checkpoints / f".{final.name}.partial"
-    total = _total(state, engine, world)
-    with world.alone():
-        if world.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            (partial / "engine").mkdir(parents=True)
-    with world.alone():
-        _write_fragments(engine, partial / "engine" / f"rank_{world.rank:05d}.safetensors")
-    with world.alone():
-        if world.is_main:
-            save_file(dict(_whole_weights(engine, partial / "engine")), partial / WEIGHTS)
-            (partial / "state.json").write_text(total.dump())
-            shutil.copyfile(run.model_info, partial / run.model_info.name)
-            shutil.copyfile(run.recipe, partial / run.recipe.name)
-            _commit(partial, final)
-            _prune(run.checkpoints, keep)
-    return final
+from vitscale.sums import SUMS, verify
 
 
 def restore(run: RunDir, engine: Engine, data: str) -> TrainState:
@@ -104,22 +80,34 @@ def complete(checkpoints: Path) -> list[Path]:
     return sorted(path for path in checkpoints.glob("step_" + "[0-9]" * 8) if (path / SUMS).is_file())
 
 
-def _total(state: TrainState, engine: Engine, world: World) -> TrainState:
-    """The state of all ranks together."""
-    parts = world.gather(state.fingerprint)
-    return TrainState(**{**vars(state), "fingerprint": sum(parts) % 2**64, "num_updates": engine.num_updates})
+def prune(checkpoints: Path, config: CheckpointConfig, keep_every: int) -> None:
+    """Drop all but the newest `keep`, the first of each `keep_every` steps (0 = none), and the best."""
+    found = complete(checkpoints)
+    steps = {path: int(path.name.removeprefix("step_")) for path in found}
+    kept = set(found[-config.keep :])
+    if keep_every:
+        first = {steps[path] // keep_every: path for path in reversed(found)}
+        kept |= {path for period, path in first.items() if period > 0}
+    if config.best:
+        scores = {path: score for path in found if (score := _score(path, config.best)) is not None}
+        kept |= {max(scores, key=lambda path: (scores[path], steps[path]))} if scores else set()
+    for path in sorted(set(found) - kept):
+        # Renamed first: a half-deleted checkpoint must not look like one.
+        doomed = path.with_name(f".{path.name}.deleted")
+        path.rename(doomed)
+        fault.at("save.doomed")
+        shutil.rmtree(doomed)
 
 
-def _write_fragments(engine: Engine, path: Path) -> None:
-    tensors = {
-        f"{fragment.name}@{fragment.start}/{kind}": tensor.cpu().clone()
-        for fragment in engine.fragments()
-        for kind, tensor in fragment.tensors.items()
-    }
-    save_file(tensors, path)
+def _score(path: Path, metric: str) -> float | None:
+    """The more the better; None where it was not measured."""
+    with suppress(OSError, ValueError):  # a damaged one is no reason to stop
+        value = json.loads((path / "state.json").read_text()).get("scores", {}).get(metric, math.nan)
+        return None if math.isnan(value) else -value if metric.endswith("loss") else value
+    return None
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """A stored fragment of one kind of one parameter."""
 
     start: int
@@ -131,7 +119,7 @@ class _Piece(NamedTuple):
         return self.file.get_slice(self.key)[start - self.start : stop - self.start]
 
 
-def _pieces(folder: Path, stack: ExitStack) -> dict[tuple[str, str], list[_Piece]]:
+def stored_pieces(folder: Path, stack: ExitStack) -> dict[tuple[str, str], list[Piece]]:
     """(name, kind) -> its stored fragments in order. The files stay mapped until the stack closes."""
     found = defaultdict(list)
     for path in sorted(folder.glob("rank_*.safetensors")):
@@ -139,20 +127,20 @@ def _pieces(folder: Path, stack: ExitStack) -> dict[tuple[str, str], list[_Piece
         for key in file.keys():  # noqa: SIM118 - not a dict
             place, kind = key.rsplit("/", 1)
             name, start = place.rsplit("@", 1)
-            found[name, kind].append(_Piece(int(start), file.get_slice(key).get_shape()[0], file, key))
+            found[name, kind].append(Piece(int(start), file.get_slice(key).get_shape()[0], file, key))
     return {key: sorted(pieces, key=lambda piece: piece.start) for key, pieces in found.items()}
 
 
 def _read_fragments(engine: Engine, folder: Path) -> None:
     """Fill this rank's fragments from whatever pieces overlap them."""
     with ExitStack() as stack:
-        pieces = _pieces(folder, stack)
+        pieces = stored_pieces(folder, stack)
         for fragment in engine.fragments(replicas=True):
             for kind, target in fragment.tensors.items():
                 _fill(target, fragment.start, pieces.get((fragment.name, kind), []), f"{folder}: {fragment.name}/{kind}")
 
 
-def _fill(target: torch.Tensor, start: int, pieces: list[_Piece], where: str) -> None:
+def _fill(target: torch.Tensor, start: int, pieces: list[Piece], where: str) -> None:
     missing, stop = target.numel(), start + target.numel()
     for piece in pieces:
         low, high = max(piece.start, start), min(piece.start + piece.length, stop)
@@ -163,27 +151,3 @@ def _fill(target: torch.Tensor, start: int, pieces: list[_Piece], where: str) ->
         raise CheckpointError(
             f"{where}: {missing} of {target.numel()} values are not in the checkpoint; it belongs to another model or optimiser"
         )
-
-
-def _whole_weights(engine: Engine, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, fp32 weights) put together from all ranks' fragments."""
-    with ExitStack() as stack:
-        pieces = _pieces(folder, stack)
-        for name, shape in engine.shapes():
-            yield name, torch.cat([p.read(p.start, p.start + p.length) for p in pieces[name, "weight"]]).reshape(shape)
-
-
-def _commit(partial: Path, final: Path) -> None:
-    write_sums(partial)
-    if final.exists():  # the same step, written again after a damaged successor was set aside
-        shutil.rmtree(final)
-    partial.rename(final)
-    fsync(final.parent)
-
-
-def _prune(checkpoints: Path, keep: int) -> None:
-    for path in complete(checkpoints)[:-keep]:
-        # Renamed first: a half-deleted checkpoint must not look like one.
-        doomed = path.with_name(f".{path.name}.deleted")
-        path.rename(doomed)
-        shutil.rmtree(doomed)

@@ -11,7 +11,7 @@ from data_pipeline.loader import Batch
 from data_pipeline.mixing import prepare
 from data_pipeline.noise import splitmix64, uniform_noise
 from data_pipeline.order import Slots, fingerprint
-from vitscale.checkpoint import save
+from vitscale import fault
 from vitscale.config import OptimConfig, RunConfig
 from vitscale.duration import Duration
 from vitscale.engine import Engine
@@ -22,6 +22,7 @@ from vitscale.meter import Meter
 from vitscale.model.config import ViTConfig
 from vitscale.progress import TrainProgress
 from vitscale.rundir import RunDir
+from vitscale.saving import Saver
 from vitscale.schedule import Spans, learning_rate
 from vitscale.state import TrainState
 from vitscale.tracking import Tracker
@@ -36,6 +37,7 @@ class Cadence:
     log: int
     eval: int
     save: int
+    keep: int
     schedule: Spans
 
     @classmethod
@@ -49,6 +51,7 @@ class Cadence:
             log=cfg.tracking.log_every,
             eval=max(1, steps(cfg.eval.every)) if cfg.eval.every else 0,
             save=max(1, steps(cfg.checkpoint.every)),
+            keep=max(1, steps(cfg.checkpoint.keep_every)) if cfg.checkpoint.keep_every else 0,
             schedule=Spans(total, steps(schedule.warmup), steps(schedule.cooldown), max(1, steps(schedule.timescale))),
         )
 
@@ -70,7 +73,8 @@ def fit(
     """Train until the last step, or a stop that all ranks agree on; True = the last step was reached. Call on every rank."""
     losses, meter = Losses(), Meter.of(cfg, engine.world.device, engine.world.size)
     ledger = Ledger(run.ledger, cfg.data.bad_samples, engine.world, state.step)
-    with TrainProgress(cfg.name, state.step, cadence.total, engine.world.is_main) as progress:
+    saver = Saver(run, engine, cfg.checkpoint, cadence.keep)
+    with TrainProgress(cfg.name, state.step, cadence.total, engine.world.is_main) as progress, saver:
         for batch in meter.waiting(batches):
             losses.add(train_step(engine, batch, cfg, state, cadence))
             ledger.note(state.step, batch.skips)
@@ -85,11 +89,13 @@ def fit(
                 tracker.log(state.step, "train", report(engine, state, meter, cfg, cadence), total_fingerprint(state, engine))
             if eval_now and val is not None:
                 with meter.pause():
-                    tracker.log(state.step, "eval", validate(engine, val, cfg))
+                    state.scores = validate(engine, val, cfg)
+                    tracker.log(state.step, "eval", state.scores)
             if save_now or stopping:
                 with meter.pause():
                     losses.settle(state, keep=0)
-                    save(run, engine, state, cfg.checkpoint.keep)
+                    saver.save(state, last or stopping)
+                    tracker.log(state.step, "checkpoint", saver.times)
             if stopping:
                 break
     return state.step == cadence.total
@@ -117,6 +123,7 @@ def take_in(state: TrainState, batch: Batch, global_batch: int, rank: int) -> No
     state.fingerprint = (state.fingerprint + fingerprint(batch.slots, first)) % 2**64
     state.step += 1
     state.samples += global_batch
+    state.scores = {}
 
 
 def seed_dropout(seed: int, step: int, rank: int, micro_step: int) -> None:
@@ -171,11 +178,13 @@ def total_fingerprint(state: TrainState, engine: Engine) -> str:
 
 def validate(engine: Engine, val: Iterable[Batch], cfg: RunConfig) -> dict[str, float]:
     """Accuracy on the held-out images, also of the averaged weights where there are some. Call on every rank."""
+    fault.at("eval.begin")
     metrics: dict[str, float] = {}
     for prefix, averaged in (("eval", False), ("eval_ema", True))[: 1 if cfg.optim.ema_decay is None else 2]:
         with engine.evaluating(averaged):
             found = evaluate(engine, val, cfg.data, engine.dtype, engine.world)
         metrics |= {f"{prefix}/{name}": value for name, value in found.items()}
+    fault.at("eval.end")
     return metrics
 
 

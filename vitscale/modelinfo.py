@@ -12,6 +12,7 @@ from vitscale.model.config import ModelConfig
 
 FILE = "model.json"
 WEIGHTS = "weights.safetensors"
+AVERAGED = "ema.safetensors"
 
 
 class ModelInfo(Section):
@@ -58,6 +59,11 @@ def read_model_info(folder: Path) -> ModelInfo:
         ) from None
     except ValidationError as error:
         raise ModelError(f"{path}: not readable by this version of vitscale: {explain(error)}") from None
+
+
+def weight_files(folder: Path, name: str = WEIGHTS) -> list[Path]:
+    """The weights of a model directory, or their average: one file, or where they are large several and their index."""
+    return sorted(folder.glob(name.replace(".", "*.") + "*"))
 
 
 def explain(error: ValidationError) -> str:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from data_pipeline.decode import to_rgb
 from data_pipeline.mixing import normalise
@@ -16,9 +15,10 @@ from data_pipeline.views import eval_view
 from vitscale.errors import ModelError
 from vitscale.model.build import Model, build
 from vitscale.model.config import ModelConfig
-from vitscale.modelinfo import WEIGHTS, ModelInfo, read_model_info
+from vitscale.modelinfo import ModelInfo, read_model_info
 from vitscale.source import is_foreign, locate
 from vitscale.tracking import tracking_uri
+from vitscale.weights import sharded
 from vitscale.weights.convert import read_model
 from vitscale.weights.transfer import fill
 
@@ -77,7 +77,7 @@ def open_model(path: Path) -> tuple[ModelInfo, dict[str, torch.Tensor]]:
     if is_foreign(path):
         imported = read_model(path)
         return imported.info, imported.weights
-    return read_model_info(path), load_file(path / WEIGHTS)
+    return read_model_info(path), sharded.read(path)
 
 
 def open_image(path: Path) -> Image.Image:

@@ -8,14 +8,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitscale import fault
 from vitscale.config import TrackingConfig
 from vitscale.errors import ModelError, TrackingError, UserError
+from vitscale.modelinfo import AVERAGED, weight_files
 from vitscale.modelinfo import FILE as MODEL_INFO
-from vitscale.modelinfo import WEIGHTS
 from vitscale.sums import SUMS, verify, write_sums
 from vitscale.tracking import connect, experiment_id
 
-PUBLISHED = (MODEL_INFO, WEIGHTS, "recipe.yaml", "state.json")
+BESIDE = (MODEL_INFO, "recipe.yaml", "state.json")
 DIGEST_TAG = "vitscale.digest"
 SCHEMES = ("models:/", "runs:/")
 
@@ -62,16 +63,19 @@ def _publish(checkpoint: Path, name: str, alias: str, uri: str, run_id: str | No
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder) / "model"
         content.mkdir()
-        for file in PUBLISHED:
-            if (checkpoint / file).exists():
-                shutil.copyfile(checkpoint / file, content / file)
+        weights = (*weight_files(checkpoint), *weight_files(checkpoint, AVERAGED))
+        for path in (*weights, *(checkpoint / name for name in BESIDE)):
+            if path.exists():
+                shutil.copyfile(path, content / path.name)
         write_sums(content)
         digest = hashlib.sha256((content / SUMS).read_bytes()).hexdigest()
         version = _find(client, name, run_id, digest)
         if version is None:
             version = _register(client, content, name, uri, run_id, digest)
+            fault.at("publish.registered")
             _read_back(version)
     client.set_registered_model_alias(name, alias, version.number)
+    fault.at("publish.named")
     return version
 
 
@@ -98,6 +102,7 @@ def _register(client: Any, content: Path, name: str, uri: str, run_id: str | Non
     experiment = client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, default, uri)
     model = client.create_logged_model(experiment, name, source_run_id=run_id, tags={DIGEST_TAG: digest})
     client.log_model_artifacts(model.model_id, str(content))
+    fault.at("publish.uploaded")
     client.finalize_logged_model(model.model_id, "READY")
     if not client.search_registered_models(f"name='{name}'"):
         client.create_registered_model(name)

@@ -10,7 +10,7 @@ from vitscale.config import InitConfig
 from vitscale.errors import ModelError
 from vitscale.model.config import ModelConfig
 from vitscale.modelinfo import FILE as MODEL_INFO
-from vitscale.modelinfo import WEIGHTS, read_model_info
+from vitscale.modelinfo import read_model_info, weight_files
 from vitscale.sums import verify, write_sums
 
 ORIGIN = "origin.json"
@@ -72,8 +72,8 @@ def _fetch(source: str, folder: Path, uri: str) -> Origin:
     else:
         checkpoint = checked_directory(source)
         folder.mkdir(parents=True)
-        for name in (MODEL_INFO, WEIGHTS):
-            shutil.copyfile(checkpoint / name, folder / name)
+        for path in (checkpoint / MODEL_INFO, *weight_files(checkpoint)):
+            shutil.copyfile(path, folder / path.name)
         origin = Origin(source, str(checkpoint.absolute()), run_id(checkpoint))
     (folder / ORIGIN).write_text(json.dumps(origin._asdict(), indent=1) + "\n")
     write_sums(folder)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -17,6 +17,7 @@ class TrainState:
     num_updates: float = 0.0  # updates applied by the optimiser
     skipped: int = 0  # images that were replaced, of all ranks
     data: str = ""  # digest of the training manifests
+    scores: dict[str, float] = field(default_factory=dict)  # what was measured of these very weights
 
     def dump(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"

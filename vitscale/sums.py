@@ -28,12 +28,19 @@ def verify(path: Path) -> list[str]:
     return problems
 
 
-def write_sums(path: Path) -> None:
-    """SHA256SUMS over every file below (the format of `sha256sum`), itself and all content flushed to disk."""
-    files = [path / name for name in _files(path)]
-    for file in files:
-        fsync(file)
-    (path / SUMS).write_text("".join(f"{sha256(file)}  {file.relative_to(path)}\n" for file in files))
+def write_sums(path: Path, known: dict[str, str] | None = None) -> None:
+    """SHA256SUMS over every file below (the format of `sha256sum`), itself and all content flushed to disk.
+
+    `known`: sums of files that whoever wrote them has computed and flushed.
+    """
+    sums = dict(known or {})
+    for name in _files(path):
+        if name not in sums:
+            fsync(path / name)
+            sums[name] = sha256(path / name)
+    (path / SUMS).write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+    for folder in {(path / name).parent for name in sums}:
+        fsync(folder)
     fsync(path / SUMS)
 
 

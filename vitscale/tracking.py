@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from vitscale import recipe
+from vitscale import fault, recipe
 from vitscale.config import RunConfig, TrackingConfig
 from vitscale.errors import TrackingError
 from vitscale.progress import say
@@ -209,6 +209,7 @@ def send(client: Any, run: RunDir) -> None:
     metrics = [Metric(key, value, line["time_ms"], line["step"]) for line in lines for key, value in line["metrics"].items()]
     for start in range(0, len(metrics), BATCH):
         client.log_batch(run.mlflow_run_id.read_text(), metrics=metrics[start : start + BATCH])
+    fault.at("tracking.sent")
     replace_text(mark, str(sent + len(whole)))
 
 

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from data_pipeline.cache import Cache
 from data_pipeline.config import SourceConfig
@@ -32,12 +31,13 @@ from vitscale.engine import Engine
 from vitscale.errors import USER_ERRORS, TrackingError
 from vitscale.loop import Cadence, fit
 from vitscale.model.build import Model, build
-from vitscale.modelinfo import WEIGHTS, ModelInfo, read_model_info
+from vitscale.modelinfo import ModelInfo, read_model_info
 from vitscale.progress import say
 from vitscale.rundir import RunDir, replace_text
 from vitscale.source import Origin
 from vitscale.state import TrainState
 from vitscale.tracking import Tracker, last_metrics
+from vitscale.weights import sharded
 from vitscale.weights.transfer import summarise, table, transfer
 from vitscale.world import OtherRankFailedError, World
 
@@ -79,7 +79,7 @@ def build_model(cfg: RunConfig, run: RunDir, world: World) -> Model:
     """The model as initialised, on top of it the pretrained weights where the recipe names some."""
     model = build(cfg.model)
     if cfg.init:
-        fates = transfer(model, load_file(run.init / WEIGHTS), read_model_info(run.init).model, cfg.init.pos_embed)
+        fates = transfer(model, sharded.read(run.init), read_model_info(run.init).model, cfg.init.pos_embed)
         if world.is_main:
             replace_text(run.transfer, table(fates) + "\n")
         say(f"{cfg.name}: from {cfg.init.source}: {summarise(fates)}; every tensor in {run.transfer}", world.is_main)

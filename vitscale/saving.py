@@ -1,0 +1,237 @@
+"""Writing checkpoints while training goes on: complete or invisible.
+
+A save copies what each rank owns into memory of its own; threads do the rest. Every rank's thread writes its file, with a note
+of its SHA-256 beside it. When all notes are there rank 0's thread puts the whole weights together and commits: all under a
+hidden name, SHA256SUMS last, then the rename that makes the checkpoint exist. Threads never talk through collectives.
+"""
+
+import json
+import shutil
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import NamedTuple, Self
+
+import torch
+
+from vitscale import fault
+from vitscale.checkpoint import Piece, prune, stored_pieces
+from vitscale.config import CheckpointConfig
+from vitscale.engine import Engine
+from vitscale.errors import CheckpointError
+from vitscale.modelinfo import AVERAGED, WEIGHTS
+from vitscale.progress import say
+from vitscale.rundir import RunDir, replace_text
+from vitscale.state import TrainState
+from vitscale.sums import fsync, write_sums
+from vitscale.weights import sharded
+from vitscale.weights.files import METADATA
+
+RANKS_WITHIN_S = 1800.0  # after rank 0 all ranks must have written within this time
+ON_ERROR_WITHIN_S = 20.0  # launchers kill the other ranks 30 s after one has ended
+SLACK_BYTES = 2**20  # for state.json and its like
+
+
+class Snapshot:
+    """A copy of this rank's fragments, in memory that is used again, as the content of one safetensors file."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        # The wide ones first, so that each is aligned.
+        live = dict(sorted(self._live().items(), key=lambda item: -item[1].element_size()))
+        sizes = [tensor.nbytes for tensor in live.values()]
+        self._head = sharded.header(live, {})
+        self._data = torch.zeros(sum(sizes), dtype=torch.uint8, pin_memory=engine.world.device.type == "cuda")
+        copies = zip(live.items(), self._data.split(sizes), strict=True)
+        self._copies = {name: copy.view(tensor.dtype) for (name, tensor), copy in copies}
+        self.num_bytes = len(self._head) + sum(sizes)
+
+    def _live(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{fragment.name}@{fragment.start}/{kind}": tensor
+            for fragment in self._engine.fragments()
+            for kind, tensor in fragment.tensors.items()
+        }
+
+    def take(self) -> None:
+        """Copy everything; it is there when this returns."""
+        for name, tensor in self._live().items():
+            self._copies[name].copy_(tensor, non_blocking=True)
+        if self._data.is_pinned():
+            torch.cuda.synchronize()
+
+    def write(self, path: Path) -> str:
+        """Write it, flushed to the disk; returns its SHA-256."""
+        return sharded.write_file(path, self._head, [self._data])
+
+
+class Save(NamedTuple):
+    """One checkpoint on its way."""
+
+    final: Path
+    state: str
+    rank_bytes: list[int]
+
+    @property
+    def partial(self) -> Path:
+        return self.final.with_name(f".{self.final.name}.partial")
+
+
+class Saver:
+    """Writes a run's checkpoints, one at a time. `with Saver(...)`; call every method on every rank."""
+
+    def __init__(self, run: RunDir, engine: Engine, config: CheckpointConfig, keep_every: int) -> None:
+        self._run, self._engine, self._world = run, engine, engine.world
+        self._config, self._keep_every = config, keep_every
+        self._snapshot = Snapshot(engine)
+        self._thread: Thread | None = None
+        self._problem = ""  # of the save in flight, on rank 0
+        self.times: dict[str, float] = {}  # how long training stood still for the last save, and writing the one before took
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread:  # after an error: what the others have written may still make a checkpoint
+            self._thread.join(ON_ERROR_WITHIN_S)
+
+    def save(self, state: TrainState, last: bool) -> None:
+        """Begin to write `checkpoints/step_XXXXXXXX`; the `last` one is waited for.
+
+        One that cannot be written is a warning, for there will be another; CheckpointError where there is none.
+        """
+        begin = time.monotonic()
+        self._settle(last=False)
+        fault.at("save.begin")
+        save = self._begin(state)
+        if save:
+            self._snapshot.take()
+            fault.at("save.snapshot")
+            self._thread = Thread(target=self._write, args=(save,), name="checkpoint", daemon=True)
+            self._thread.start()
+        self.times["checkpoint/blocked_s"] = time.monotonic() - begin
+        if last or not save:
+            self._settle(last)
+
+    def _begin(self, state: TrainState) -> Save | None:
+        """What is to be written, all ranks together; None where there is no room for it."""
+        world = self._world
+        fingerprints, sizes = zip(*world.gather((state.fingerprint, self._snapshot.num_bytes)), strict=True)
+        total = {**vars(state), "fingerprint": sum(fingerprints) % 2**64, "num_updates": self._engine.num_updates}
+        save = Save(self._run.checkpoints / f"step_{state.step:08d}", TrainState(**total).dump(), list(sizes))
+        if world.is_main:
+            self._problem = self._prepare(save)
+        return save if not world.broadcast(self._problem) else None
+
+    def _prepare(self, save: Save) -> str:
+        """Make the folder; returns why that cannot be, or why it will not hold everything."""
+        weights = 4 * sum(shape.numel() for _, shape in self._engine.shapes())
+        needed = sum(save.rank_bytes) + weights * len(self._whole()) + SLACK_BYTES
+        try:
+            shutil.rmtree(save.partial, ignore_errors=True)
+            free = shutil.disk_usage(self._run.path).free
+            if free < needed:
+                return f"{mib(needed)} are needed, {mib(free)} are free: {mib(needed - free)} too few"
+            (save.partial / "engine").mkdir(parents=True)
+        except OSError as error:
+            return str(error)
+        return ""
+
+    def _whole(self) -> dict[str, str]:
+        """Files of whole tensors, and the kind of fragment that they are made from."""
+        return {WEIGHTS: "weight", **({AVERAGED: "ema"} if self._engine.optim.ema_decay is not None else {})}
+
+    def _settle(self, last: bool) -> None:
+        """Wait for the save in flight, and say what has become of it."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        problem, self._problem = self._problem, ""
+        with self._world.alone():
+            if problem:
+                message = f"{self._run.checkpoints}: checkpoint not written: {problem}; those before it are as they were"
+                if last:
+                    raise CheckpointError(f"{message}. Make room or mend that, then start again: it goes on from the newest")
+                say(f"warning: {message}; the next save tries again")
+
+    def _write(self, save: Save) -> None:
+        """The thread."""
+        begin = time.monotonic()
+        try:
+            write_share(self._snapshot, save.partial / "engine", self._world.rank)
+            if self._world.is_main:
+                self._complete(save, shares(save, RANKS_WITHIN_S))
+        except Exception as error:
+            self._problem = str(error) or repr(error)
+            if self._world.is_main:
+                shutil.rmtree(save.partial, ignore_errors=True)
+        self.times["checkpoint/write_s"] = time.monotonic() - begin
+
+    def _complete(self, save: Save, sums: dict[str, str]) -> None:
+        """From all ranks' files to a checkpoint."""
+        fault.at("save.shares")
+        for note in (save.partial / "engine").glob("*.note"):
+            note.unlink()
+        shapes = dict(self._engine.shapes())
+        metadata = {"format": "pt", METADATA: json.dumps(json.loads(self._run.model_info.read_text()))}
+        with ExitStack() as stack:
+            pieces = stored_pieces(save.partial / "engine", stack)
+            for file, kind in self._whole().items():
+                sums |= sharded.write(save.partial, file, shapes, partial(whole, pieces, kind, shapes), metadata)
+        fault.at("save.weights")
+        (save.partial / "state.json").write_text(save.state)
+        for path in (self._run.model_info, self._run.recipe):
+            shutil.copyfile(path, save.partial / path.name)
+        write_sums(save.partial, sums)
+        fault.at("save.sums")
+        if save.final.exists():  # the same step, written again after a damaged successor was set aside
+            shutil.rmtree(save.final)
+        save.partial.rename(save.final)
+        fsync(save.final.parent)
+        fault.at("save.renamed")
+        prune(save.final.parent, self._config, self._keep_every)
+        fault.at("save.pruned")
+
+
+def write_share(snapshot: Snapshot, folder: Path, rank: int) -> None:
+    """One rank's file, and beside it a note for rank 0: its SHA-256, or what went wrong."""
+    path = folder / f"rank_{rank:05d}.safetensors"
+    try:
+        note = snapshot.write(path)
+        fault.at("save.fragments")
+    except OSError as error:
+        path.unlink(missing_ok=True)  # a full disk has room for the note then
+        note = f"rank {rank}: {error}"
+    replace_text(path.with_suffix(".note"), note)
+    fault.at("save.noted")
+
+
+def shares(save: Save, within_s: float) -> dict[str, str]:
+    """Wait for all ranks' notes: the SHA-256 of each file. OSError where a rank could not write, or did not."""
+    deadline, ranks = time.monotonic() + within_s, len(save.rank_bytes)
+    while len(notes := sorted((save.partial / "engine").glob("rank_*.note"))) < ranks:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"only {len(notes)} of {ranks} processes have written their part within {within_s:.0f} s")
+        time.sleep(0.02)
+    sums = {}
+    for note, num_bytes in zip(notes, save.rank_bytes, strict=True):
+        path, text = note.with_suffix(".safetensors"), note.read_text()
+        if " " in text:
+            raise OSError(text)
+        if path.stat().st_size != num_bytes:
+            raise OSError(f"{path}: {path.stat().st_size} bytes, {num_bytes} were written")
+        sums[str(path.relative_to(save.partial))] = text
+    return sums
+
+
+def whole(pieces: dict[tuple[str, str], list[Piece]], kind: str, shapes: dict[str, torch.Size], name: str) -> torch.Tensor:
+    """One kind of one parameter, put together from all ranks' fragments."""
+    return torch.cat([piece.read(piece.start, piece.start + piece.length) for piece in pieces[name, kind]]).reshape(
+        shapes[name]
+    )
+
+
+def mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
