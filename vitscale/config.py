@@ -43,7 +43,7 @@ class OptimConfig(Section):
     """The optimiser."""
 
     name: Literal["adamw", "sgd", "lamb"] = "adamw"
-    """adamw: decoupled weight decay (times the learning rate); sgd: with momentum; lamb: adamw's step scaled to each parameter"""
+    """adamw: decoupled weight decay (times the learning rate); sgd: with momentum; lamb: adamw's step scaled per parameter"""
     lr: float = Field(gt=0.0)
     """peak learning rate"""
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
@@ -77,6 +77,8 @@ class TrainConfig(Section):
     """cross-entropy over classes that exclude each other, or one per class"""
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     """weight spread evenly over all classes"""
+    max_bad_steps: int = Field(10, ge=1)
+    """the run stops when so many of the last 1,000 steps had a loss or gradient that was not finite"""
 
 
 class EvalConfig(Section):
@@ -148,6 +150,8 @@ class HardwareConfig(Section):
     """size that the folder is kept below; what was not used for longest goes first"""
     peak_tflops: float | None = Field(None, gt=0.0)
     """stated peak of one device at `precision`, for speed/mfu; default: known for A100, H100 and H200"""
+    hang_after_s: float = Field(300.0, gt=0.0)
+    """all processes end when one gives no sign of life, or none gets on, for so long"""
 
 
 class RunConfig(Section):

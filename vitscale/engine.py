@@ -125,17 +125,18 @@ class Engine:
 
     def backward_and_step(self, loss: torch.Tensor) -> None:
         """One micro-step; the update happens at the last of `grad_accum`. `loss` is the micro-batch's mean."""
-        self._engine.backward(loss)
+        # A loss that is not finite may have gradients that are; they shall not be applied either.
+        self._engine.backward(loss * torch.where(loss.isfinite(), 1.0, torch.nan))
         self._engine.step()
 
     def set_learning_rate(self, lr: float) -> None:
         set_learning_rate(self._stepper.param_groups, lr)
 
     @property
-    def grad_norm(self) -> float:
-        """Global norm of the last update's gradient, before clipping; waits for the device."""
-        norm = float(self._stepper.grad_norm() or 0.0)
-        return norm if norm >= 0 else float("nan")
+    def grad_norm(self) -> torch.Tensor:
+        """Global norm of the last update's gradient, before clipping; not finite where the update was skipped."""
+        norm = torch.as_tensor(self._stepper.grad_norm(), dtype=torch.float32, device=self.world.device)
+        return torch.where(norm >= 0, norm, torch.nan)
 
     def shapes(self) -> Iterator[tuple[str, torch.Size]]:
         """(name, full shape) of every parameter."""
@@ -199,6 +200,7 @@ class Engine:
         if self.stage == 0:
             self._zero.spread()
         elif self.stage == 3:
+            self._zero._partition_all_parameters()  # small ones stay gathered from step to step
             for parameter in self.module.parameters():
                 local = self._zero.get_local_fp32_param(parameter)
                 parameter.ds_tensor[: local.numel()].copy_(local[: parameter.ds_tensor.numel()])  # type: ignore[attr-defined]
@@ -229,7 +231,7 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": grad_accum,
         "gradient_clipping": 0.0 if replicated else optim.clip_norm,
-        # The overflow check would wait for the device every step; optim.Stepping does its work without.
+        # The overflow check would wait for the device, too.
         "bf16": {"enabled": hardware.precision == "bf16" and not replicated, "check_grad_overflow": False},
         "zero_optimization": {
             "stage": hardware.zero_stage,
@@ -248,13 +250,16 @@ def import_deepspeed(device: str) -> Any:
     """
     os.environ["DS_ACCELERATOR"] = device
     # DeepSpeed calls what torch 2.13 renamed; the old name works.
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r".*(all_gather_into|reduce_scatter)_tensor.*deprecated", category=FutureWarning)
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime.zero import stage3, stage_1_and_2
 
     allowed = next(Requirement(line) for line in requires("vitscale") or () if line.startswith("deepspeed"))
     if deepspeed.__version__ not in allowed.specifier:
         raise LaunchError(f"deepspeed {deepspeed.__version__} is installed, vitscale needs {allowed}: pip install '{allowed}'")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for stage in (stage_1_and_2, stage3):  # would wait for the device in every step; optim.Stepping does its work without
+        stage.is_invalid_grad_norm = lambda norm: False  # noqa: ARG005
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed

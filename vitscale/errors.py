@@ -19,6 +19,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or of another run."""
 
 
+class DivergedError(UserError):
+    """Too many losses or gradients were not finite."""
+
+
 class ModelError(UserError):
     """Weights do not fit the model they are given to."""
 

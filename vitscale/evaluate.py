@@ -21,9 +21,10 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 def evaluate(model: Model, batches: Iterable[Batch], config: DataConfig, dtype: torch.dtype, world: World) -> dict[str, float]:
     """`top1`, `top5`, `loss` (mean cross-entropy) and `images` over all ranks' batches. Call on every rank.
 
-    `model` maps images_BCHW to logits_BK and must be in evaluation mode.
+    `model` maps images_BCHW to logits_BK and must be in evaluation mode. Nothing when all ranks agree to stop on the way.
     """
-    return summarise(world.sum(count_all(model, batches, config, dtype, world.device)))
+    sums = count_all(model, world.until_stop(batches), config, dtype, world.device)
+    return {} if world.stopping else summarise(world.sum(sums))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The training loop: one for pretraining and fine-tuning, on one process or many."""
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,14 +12,16 @@ from data_pipeline.loader import Batch
 from data_pipeline.mixing import prepare
 from data_pipeline.noise import splitmix64, uniform_noise
 from data_pipeline.order import Slots, fingerprint
+from data_pipeline.stream import Shards
 from vitscale import fault
+from vitscale.badsteps import BadStep, BadSteps
 from vitscale.config import OptimConfig, RunConfig
 from vitscale.duration import Duration
 from vitscale.engine import Engine
 from vitscale.evaluate import evaluate
 from vitscale.ledger import Ledger
 from vitscale.loss import LOSSES, smooth
-from vitscale.meter import Meter
+from vitscale.meter import Meter, peak_memory_gib
 from vitscale.model.config import ViTConfig
 from vitscale.progress import TrainProgress
 from vitscale.rundir import RunDir
@@ -26,7 +29,7 @@ from vitscale.saving import Saver
 from vitscale.schedule import Spans, learning_rate
 from vitscale.state import TrainState
 from vitscale.tracking import Tracker
-from vitscale.world import Reduction
+from vitscale.world import Reduction, World
 
 
 @dataclass(frozen=True)
@@ -65,44 +68,49 @@ def fit(
     cadence: Cadence,
     engine: Engine,
     batches: Iterable[Batch],
+    shards: Shards,
     val: Iterable[Batch] | None,
     state: TrainState,
     run: RunDir,
     tracker: Tracker,
 ) -> bool:
-    """Train until the last step, or a stop that all ranks agree on; True = the last step was reached. Call on every rank."""
-    losses, meter = Losses(), Meter.of(cfg, engine.world.device, engine.world.size)
-    ledger = Ledger(run.ledger, cfg.data.bad_samples, engine.world, state.step)
-    saver = Saver(run, engine, cfg.checkpoint, cadence.keep)
-    with TrainProgress(cfg.name, state.step, cadence.total, engine.world.is_main) as progress, saver:
-        for batch in meter.waiting(batches):
+    """Train until the last step, or a stop that all ranks agree on; True = all is done. Call on every rank."""
+    world, losses, meter = engine.world, Losses(), Meter.of(cfg, engine.world)
+    ledger = Ledger(run.ledger, cfg.data.bad_samples, world, state.step)
+    bad_steps = BadSteps(run.bad_steps, cfg.train.max_bad_steps, shards, world)
+    saver, saved = Saver(run, engine, cfg.checkpoint, cadence.keep), state.step
+    evaluate_owed(engine, val, cfg, state, tracker)
+    with TrainProgress(cfg.name, state.step, cadence.total, world.is_main) as progress, saver:
+        for batch in meter.waiting(world.until_stop(batches)):
             losses.add(train_step(engine, batch, cfg, state, cadence))
             ledger.note(state.step, batch.skips)
+            bad_steps.note(state.step, batch)
             meter.step()
             last = state.step == cadence.total
             log_now, eval_now, save_now = (last or due(state.step, n) for n in (cadence.log, cadence.eval, cadence.save))
-            stopping = losses.settle(state, keep=0 if log_now or eval_now or save_now else 1)
+            bad_steps.settle(losses.settle(state, keep=0 if log_now or eval_now or save_now else 1), state)
             progress.update(state.step, losses.latest, meter.images_per_s(), meter.seconds_left(cadence.total - state.step))
-            if log_now or save_now or stopping:
+            if log_now or save_now:
                 ledger.settle(state)
             if log_now:
-                tracker.log(state.step, "train", report(engine, state, meter, cfg, cadence), total_fingerprint(state, engine))
-            if eval_now and val is not None:
-                with meter.pause():
-                    state.scores = validate(engine, val, cfg)
-                    tracker.log(state.step, "eval", state.scores)
-            if save_now or stopping:
-                with meter.pause():
-                    losses.settle(state, keep=0)
-                    saver.save(state, last or stopping)
-                    tracker.log(state.step, "checkpoint", saver.times)
-            if stopping:
-                break
-    return state.step == cadence.total
+                metrics = report(engine, losses, state, meter, cfg, cadence)
+                tracker.log(state.step, "train", metrics, total_fingerprint(state, engine))
+            if eval_now:
+                state.owes_eval = val is not None
+                evaluate_owed(engine, val, cfg, state, tracker)
+            if save_now:
+                save(saver, world, state, tracker, last)
+                saved = state.step
+        if saved < state.step:  # stopped in between
+            bad_steps.settle(losses.settle(state, keep=0), state)
+            ledger.settle(state)
+            save(saver, world, state, tracker, last=True)
+        saver.settle(last=True)
+    return state.step == cadence.total and not state.owes_eval
 
 
 def train_step(engine: Engine, batch: Batch, cfg: RunConfig, state: TrainState, cadence: Cadence) -> Reduction:
-    """One update from one rank's share of a global batch: its loss, and whether this rank wants to stop, on their way."""
+    """One update from one rank's share of a global batch: its loss and gradient norm on their way."""
     engine.set_learning_rate(cadence.learning_rate(state.step, cfg.optim))
     loss_sum = torch.zeros((), device=engine.world.device)
     for micro_step, micro in enumerate(batch.split(engine.micro_batch)):
@@ -113,8 +121,7 @@ def train_step(engine: Engine, batch: Batch, cfg: RunConfig, state: TrainState, 
         engine.backward_and_step(loss)
         loss_sum += loss.detach()
     take_in(state, batch, cfg.train.global_batch, engine.world.rank)
-    stop = loss_sum.new_tensor(float(engine.world.stop_requested))
-    return Reduction(torch.stack([loss_sum / engine.grad_accum / engine.world.size, stop]))
+    return Reduction(torch.stack([loss_sum / engine.grad_accum, engine.grad_norm]) / engine.world.size)
 
 
 def take_in(state: TrainState, batch: Batch, global_batch: int, rank: int) -> None:
@@ -146,34 +153,69 @@ class Losses:
 
     def __init__(self) -> None:
         self._under_way = deque[Reduction]()
-        self.latest = float("nan")
-        self._stopping = False
+        self.latest = self.grad_norm = float("nan")
 
     def add(self, reduction: Reduction) -> None:
         self._under_way.append(reduction)
 
-    def settle(self, state: TrainState, keep: int) -> bool:
-        """Read all but the newest `keep`; True once any rank had asked to stop, at the same step on all ranks."""
+    def settle(self, state: TrainState, keep: int) -> list[BadStep]:
+        """Read all but the newest `keep`; those that are not finite, the same on all ranks, stay out of the mean."""
+        found = []
         while len(self._under_way) > keep:
-            self.latest, stop = self._under_way.popleft().read()
-            state.loss_sum += self.latest
-            state.loss_steps += 1
-            self._stopping |= stop > 0
-        return self._stopping
+            reduction = self._under_way.popleft()
+            self.latest, self.grad_norm = reduction.read()
+            if math.isfinite(self.latest) and math.isfinite(self.grad_norm):
+                state.loss_sum += self.latest
+                state.loss_steps += 1
+            else:
+                step = state.step - len(self._under_way)
+                state.bad_steps = [*state.bad_steps, step]
+                found.append(BadStep(step, self.latest, self.grad_norm, reduction.own()))
+        return found
 
 
-def report(engine: Engine, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence) -> dict[str, float]:
+def report(
+    engine: Engine, losses: Losses, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence
+) -> dict[str, float]:
     """One point of the training curves, over the steps since the last one."""
-    loss = state.loss_sum / max(state.loss_steps, 1)
+    loss = state.loss_sum / state.loss_steps if state.loss_steps else math.nan
     state.loss_sum, state.loss_steps = 0.0, 0
     lr = cadence.learning_rate(state.step - 1, cfg.optim)
     skipped = {"data/skipped": state.skipped} if cfg.data.bad_samples.policy == "replace" else {}
-    return {"train/loss": loss, "train/lr": lr, "train/grad_norm": engine.grad_norm, **skipped, **meter.report()}
+    return {
+        "train/loss": loss,
+        "train/lr": lr,
+        "train/grad_norm": losses.grad_norm,
+        "train/skipped_updates": len(state.bad_steps),
+        **skipped,
+        **meter.report(cadence.total - state.step),
+        "memory/peak_gib": peak_memory_gib(engine.world.device),
+    }
+
+
+def save(saver: Saver, world: World, state: TrainState, tracker: Tracker, last: bool) -> None:
+    """Begin to write a checkpoint. Call on every rank."""
+    with world.phases.during("checkpoint"):
+        state.seconds = world.phases.seconds()
+        saver.save(state, last)
+        tracker.log(state.step, "checkpoint", saver.times)
+        if "checkpoint/write_s" in saver.times:
+            world.save_s = sum(saver.times.values())
 
 
 def total_fingerprint(state: TrainState, engine: Engine) -> str:
     """The running hash of all samples consumed by all ranks. Call on every rank."""
     return f"{sum(engine.world.gather(state.fingerprint)) % 2**64:016x}"
+
+
+def evaluate_owed(engine: Engine, val: Iterable[Batch] | None, cfg: RunConfig, state: TrainState, tracker: Tracker) -> None:
+    """Evaluate where that is due; cut short by a stop it stays due, for the next start. Call on every rank."""
+    if state.owes_eval and val is not None:
+        with engine.world.phases.during("eval"):
+            metrics = validate(engine, val, cfg)
+        if not engine.world.stopping:
+            state.scores, state.owes_eval = metrics, False
+            tracker.log(state.step, "eval", metrics)
 
 
 def validate(engine: Engine, val: Iterable[Batch], cfg: RunConfig) -> dict[str, float]:

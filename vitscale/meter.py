@@ -1,91 +1,91 @@
-"""How fast a run goes: pure arithmetic on times it is told."""
+"""How fast a run goes: pure arithmetic on the times of its phases."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+import resource
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 
 from vitscale.config import RunConfig
 from vitscale.model.flops import train_flops
+from vitscale.optim import DTYPES
+from vitscale.phases import Phases
+from vitscale.world import World
 
 Item = TypeVar("Item")
 
 # Dense bf16 peak in TFLOP/s (NVIDIA's data sheets), by a part of the device's name.
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
+QUANTILES = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
 
 
 class Meter:
-    """Images per second, share of time spent waiting for data, MFU and time left."""
+    """Images per second, waiting for data, step times, MFU and time left. Evaluating and saving are not training time."""
 
-    def __init__(self, global_batch: int, flops_per_image: int, peak_flops: float | None, clock: Callable[[], float]) -> None:
-        """`peak_flops`: of all devices together, in FLOP/s; None = unknown, and MFU is not reported."""
-        self._batch, self._flops, self._peak, self._clock = global_batch, flops_per_image, peak_flops, clock
-        self._start = self._begin = clock()
-        self._steps = self._all_steps = 0
-        self._waited = self._outside = 0.0
+    def __init__(self, global_batch: int, flops_per_image: int, peaks: dict[str, float], phases: Phases) -> None:
+        """`peaks`: by metric, FLOP/s of all devices together that 1 stands for."""
+        self._batch, self._flops, self._peaks, self._phases = global_batch, flops_per_image, peaks, phases
+        self._begin = self._last_step = self._training_s()
+        self._num_steps, self._step_times = 0, list[float]()
+        self._waited_s = phases.seconds()["data"]  # until the last report
 
     @classmethod
-    def of(cls, cfg: RunConfig, device: torch.device, devices: int) -> "Meter":
-        """The meter of a run on so many devices of this kind."""
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        peak = peak_flops(name, cfg.hardware.peak_tflops, devices)
-        return cls(cfg.train.global_batch, train_flops(cfg.model), peak, time.monotonic)
+    def of(cls, cfg: RunConfig, world: World) -> "Meter":
+        """The meter of a run on this world's devices."""
+        name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
+        stated = peak_flops(name, cfg.hardware.peak_tflops, world.size)
+        measured = measure_flops(world.device, DTYPES[cfg.hardware.precision]) * world.size
+        peaks = {"speed/mfu_measured": measured, **({"speed/mfu": stated} if stated else {})}
+        return cls(cfg.train.global_batch, train_flops(cfg.model), peaks, world.phases)
+
+    def _training_s(self) -> float:
+        spent = self._phases.seconds()
+        return spent["train"] + spent["data"]
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items; the time until each arrives counts as waiting for data."""
+        """The same items; the time until each arrives counts as waiting for data, that for the first as starting."""
         iterator = iter(items)
         while True:
-            before = self._clock()
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            self._waited += self._clock() - before
+            self._phases.enter("train")
             yield item
+            self._phases.enter("data")
 
     def step(self) -> None:
-        self._steps += 1
-        self._all_steps += 1
-
-    def pause(self) -> "Pause":
-        """`with meter.pause():` time for evaluation and saving, which is not training time."""
-        return Pause(self)
+        """A step was made."""
+        now = self._training_s()
+        self._step_times.append(now - self._last_step)
+        self._last_step = now
+        self._num_steps += 1
+        self._phases.step += 1
 
     def images_per_s(self) -> float:
-        """Over the whole start, evaluation and saving left out."""
-        return self._all_steps * self._batch / max(self._clock() - self._begin - self._outside, 1e-9)
+        """Since the start of the process."""
+        return self._num_steps * self._batch / max(self._training_s() - self._begin, 1e-9)
 
     def seconds_left(self, steps_left: int) -> float:
         return steps_left * self._batch / max(self.images_per_s(), 1e-9)
 
-    def report(self) -> dict[str, float]:
-        """Metrics of the steps since the last report, which this ends."""
-        seconds = max(self._clock() - self._start, 1e-9)
-        rate = self._steps * self._batch / seconds
-        metrics = {"speed/images_per_s": rate, "speed/data_wait": self._waited / seconds}
-        if self._peak:
-            metrics["speed/mfu"] = rate * self._flops / self._peak
-        self._start, self._steps, self._waited = self._clock(), 0, 0.0
+    def report(self, steps_left: int) -> dict[str, float]:
+        """Metrics of the steps since the last report, which this ends; goodput since the run began."""
+        seconds, waited_s = max(sum(self._step_times), 1e-9), self._phases.seconds()["data"]
+        rate = len(self._step_times) * self._batch / seconds
+        times = np.percentile(self._step_times or [0.0], list(QUANTILES.values())).tolist()
+        metrics = {
+            "speed/images_per_s": rate,
+            "speed/data_wait": (waited_s - self._waited_s) / seconds,
+            "speed/left_s": self.seconds_left(steps_left),
+            **{f"speed/step_s_{name}": value for name, value in zip(QUANTILES, times, strict=True)},
+            **{name: rate * self._flops / peak for name, peak in self._peaks.items()},
+            **self._phases.goodput(),
+        }
+        self._step_times, self._waited_s = [], waited_s
         return metrics
-
-    def skip(self, seconds: float) -> None:
-        """Leave this much time out of the count."""
-        self._start += seconds
-        self._outside += seconds
-
-
-class Pause:
-    """Time that the meter leaves out."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def __enter__(self) -> None:
-        self._begin = self._meter._clock()
-
-    def __exit__(self, *_: object) -> None:
-        self._meter.skip(self._meter._clock() - self._begin)
 
 
 def peak_flops(device_name: str, stated_tflops: float | None, devices: int) -> float | None:
@@ -93,3 +93,18 @@ def peak_flops(device_name: str, stated_tflops: float | None, devices: int) -> f
     known = (peak for part, peak in PEAK_TFLOPS.items() if part in device_name)
     per_device = stated_tflops or next(known, None)
     return per_device * 1e12 * devices if per_device else None
+
+
+def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of this process in multiplying large square matrices; takes a fraction of a second."""
+    side = 8192 if device.type == "cuda" else 512
+    matrix = torch.randn(side, side, generator=torch.Generator(device), device=device).to(dtype)
+    timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
+    return 2 * side**3 / min(timer.blocked_autorange(min_run_time=0.1).times)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most that this process has held at a time, of the GPU where it has one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -4,6 +4,9 @@ import fcntl
 import json
 import os
 import socket
+import sys
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +17,7 @@ from vitscale.errors import RecipeError
 
 # Sections that decide the result; the others may change between two starts of a run.
 SCIENCE = ("seed", "model", "init", "data", "train", "optim")
+OWNER_EVERY_S = 10.0
 
 
 class RunDir:
@@ -29,31 +33,73 @@ class RunDir:
         self.mlflow_run_id = self.path / "mlflow_run_id"
         self.init = self.path / "init"
         self.transfer = self.path / "transfer.txt"
+        self.bad_steps = self.path / "bad_steps"
+        self.hang = self.path / "hang"
+        self.stop = self.path / "stop"
         self._owner: IO[str] | None = None
+        self._claimed = 0.0
 
     def claim(self) -> None:
-        """Become the owner, or fail: two trainings must never write here. Call on rank 0 only."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._owner = (self.path / "owner").open("a+")
-        self._lock(self._owner)
-        self._owner.truncate(0)
-        self._owner.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        """Become the owner, or fail: two trainings must never write here. Call on rank 0 only.
+
+        A request to stop was meant for the owner before.
+        """
+        self._owner, self._claimed = self._open(), time.time()
+        self.stay_owner()
+        self.stop.unlink(missing_ok=True)
+
+    def stay_owner(self) -> None:
+        """A sign of life for machines that do not see the lock; to be given more often than every OWNER_EVERY_S seconds."""
+        assert self._owner
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": self._claimed, "seen": time.time()}
+        self._owner.seek(0)
+        self._owner.write(json.dumps({**owner, "every_s": OWNER_EVERY_S}) + "\n")
+        self._owner.truncate()
         self._owner.flush()
+
+    def release(self) -> None:
+        """In good order, so that no other machine waits for signs of life."""
+        assert self._owner
+        with self._owner as owner:
+            owner.truncate(0)
 
     def check_free(self) -> None:
         """Nobody owns it now."""
         if (self.path / "owner").exists():
-            with (self.path / "owner").open("a+") as owner:
-                self._lock(owner)
+            self._open().close()
 
-    def _lock(self, owner: IO[str]) -> None:
+    def _open(self) -> IO[str]:
+        """The file `owner`, locked."""
+        path = self.path / "owner"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            owner = path.open("r+")
+        except OSError as error:
+            raise RecipeError(
+                f"{self.path}: cannot be written to ({error.strerror}); mend that, or choose another folder with runs=..."
+            ) from None
         try:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it however this process ends
+            self._outlast(path)
         except BlockingIOError:
-            with owner:
-                owner.seek(0)
-                name = owner.read().strip() or "another process"
-            raise RecipeError(f"{self.path}: in use by {name}; wait for it, stop it, or choose another name=...") from None
+            owner.close()
+            raise RecipeError(
+                f"{self.path}: in use by {_name(_read_owner(path))}; wait for it, stop it, or choose another name=..."
+            ) from None
+        return owner
+
+    def _outlast(self, path: Path) -> None:
+        """BlockingIOError while an owner on another machine, where the lock may not be seen, gives signs of life."""
+        owner = _read_owner(path)
+        if owner.get("host", socket.gethostname()) == socket.gethostname():
+            return
+        patience, begin = 3 * owner["every_s"], time.monotonic()
+        while time.time() - owner["seen"] < patience and time.monotonic() - begin < patience:  # clocks may differ
+            time.sleep(owner["every_s"] / 4)
+            if _read_owner(path) != owner:
+                raise BlockingIOError
+        print(f"warning: {self.path}: taken over from {_name(owner)}, which gives no sign of life", file=sys.stderr, flush=True)
 
     def check(self, cfg: RunConfig) -> None:
         """What is here was started with the same science."""
@@ -76,9 +122,24 @@ class RunDir:
             return {}
 
     def write_status(self, state: str, **values: Any) -> None:
-        """`state` is starting, running, stopped or finished; one that dies stays running."""
+        """`state` is starting, running, stopped, finished or failed; one that is killed stays running."""
         self.path.mkdir(parents=True, exist_ok=True)
         replace_text(self.path / "status.json", json.dumps({**self.status, "state": state, **values}, indent=1) + "\n")
+
+
+def _read_owner(path: Path) -> dict[str, Any]:
+    """What the owner says of itself; {} where nobody does."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return {}
+
+
+def _name(owner: dict[str, Any]) -> str:
+    if not owner:
+        return "another process"
+    since, seen = (datetime.fromtimestamp(owner[key]).astimezone().isoformat(" ", "seconds") for key in ("since", "seen"))
+    return f"process {owner['pid']} on {owner['host']} since {since} (last seen {seen})"
 
 
 def _science(cfg: RunConfig) -> dict:
@@ -87,6 +148,7 @@ def _science(cfg: RunConfig) -> dict:
     for source in _sources(values["data"]):
         source.pop("manifest", None)
         source.pop("samples", None)
+    values["train"].pop("max_bad_steps")
     for limit in ("max_fraction", "max_run"):
         values["data"]["bad_samples"].pop(limit)
     return values

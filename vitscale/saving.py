@@ -45,7 +45,7 @@ class Snapshot:
         self._head = sharded.header(live, {})
         self._data = torch.zeros(sum(sizes), dtype=torch.uint8, pin_memory=engine.world.device.type == "cuda")
         copies = zip(live.items(), self._data.split(sizes), strict=True)
-        self._copies = {name: copy.view(tensor.dtype) for (name, tensor), copy in copies}
+        self._copies = {name: copy for (name, _), copy in copies}
         self.num_bytes = len(self._head) + sum(sizes)
 
     def _live(self) -> dict[str, torch.Tensor]:
@@ -58,7 +58,10 @@ class Snapshot:
     def take(self) -> None:
         """Copy everything; it is there when this returns."""
         for name, tensor in self._live().items():
-            self._copies[name].copy_(tensor, non_blocking=True)
+            if tensor.is_cuda:
+                self._copies[name].copy_(tensor.view(torch.uint8), non_blocking=True)
+            else:  # a plain memcpy: torch would wake its threads for each, and wait for them
+                self._copies[name].numpy()[:] = tensor.view(torch.uint8).numpy()
         if self._data.is_pinned():
             torch.cuda.synchronize()
 
@@ -103,7 +106,7 @@ class Saver:
         One that cannot be written is a warning, for there will be another; CheckpointError where there is none.
         """
         begin = time.monotonic()
-        self._settle(last=False)
+        self.settle(last=False)
         fault.at("save.begin")
         save = self._begin(state)
         if save:
@@ -113,7 +116,7 @@ class Saver:
             self._thread.start()
         self.times["checkpoint/blocked_s"] = time.monotonic() - begin
         if last or not save:
-            self._settle(last)
+            self.settle(last)
 
     def _begin(self, state: TrainState) -> Save | None:
         """What is to be written, all ranks together; None where there is no room for it."""
@@ -133,7 +136,7 @@ class Saver:
             shutil.rmtree(save.partial, ignore_errors=True)
             free = shutil.disk_usage(self._run.path).free
             if free < needed:
-                return f"{mib(needed)} are needed, {mib(free)} are free: {mib(needed - free)} too few"
+                return f"it takes {(needed - free) / 2**20:,.1f} MiB more than the {free / 2**20:,.1f} MiB that are free"
             (save.partial / "engine").mkdir(parents=True)
         except OSError as error:
             return str(error)
@@ -143,7 +146,7 @@ class Saver:
         """Files of whole tensors, and the kind of fragment that they are made from."""
         return {WEIGHTS: "weight", **({AVERAGED: "ema"} if self._engine.optim.ema_decay is not None else {})}
 
-    def _settle(self, last: bool) -> None:
+    def settle(self, last: bool) -> None:
         """Wait for the save in flight, and say what has become of it."""
         if self._thread:
             self._thread.join()
@@ -231,7 +234,3 @@ def whole(pieces: dict[tuple[str, str], list[Piece]], kind: str, shapes: dict[st
     return torch.cat([piece.read(piece.start, piece.start + piece.length) for piece in pieces[name, kind]]).reshape(
         shapes[name]
     )
-
-
-def mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.1f} MiB"

@@ -18,6 +18,10 @@ class TrainState:
     skipped: int = 0  # images that were replaced, of all ranks
     data: str = ""  # digest of the training manifests
     scores: dict[str, float] = field(default_factory=dict)  # what was measured of these very weights
+    owes_eval: bool = False  # a stop cut the evaluation of these weights short
+    bad_steps: list[int] = field(default_factory=list)  # steps whose update was skipped, since a number was not finite
+    began: float = 0.0  # when the run began, in seconds since 1970
+    seconds: dict[str, float] = field(default_factory=dict)  # time spent in each phase since then
 
     def dump(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"

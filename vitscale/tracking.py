@@ -84,7 +84,7 @@ class Tracker:
     def __enter__(self) -> Self:
         if self._active:
             self._seen = {(line["step"], line["kind"]) for line in read_log(self._run.metrics)}
-            self._log = self._run.metrics.open("a")
+            self._log, self._unwritten = self._run.metrics.open("ab", buffering=0), b""
             self._thread = threading.Thread(target=self._send_until_stopped, name="tracking", daemon=True)
             self._thread.start()
         return self
@@ -99,14 +99,22 @@ class Tracker:
             return
         self._seen.add((step, kind))
         line = {"step": step, "kind": kind, "time_ms": int(time.time() * 1000), "metrics": metrics}
-        self._log.write(json.dumps({**line, "samples": samples} if samples else line) + "\n")
-        self._log.flush()
+        self._unwritten += (json.dumps({**line, "samples": samples} if samples else line) + "\n").encode()
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._log.write(self._unwritten) or 0 :]
+        except OSError as error:
+            say(f"warning: {self._run.metrics}: {error.strerror}; training goes on, the rest follows when there is room")
 
     def close(self, status: str) -> None:
         """Send what is left, within a bound, and set the run's status: FINISHED, FAILED or KILLED."""
         if not self._active:
             return
         self._active = False
+        self._write()
         self._log.close()
         self._stop.set()
         within = CLOSE_WITHIN_S if status == "FINISHED" else STOP_WITHIN_S

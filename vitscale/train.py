@@ -29,6 +29,7 @@ from vitscale.checkpoint import complete, restore
 from vitscale.config import HardwareConfig, RunConfig, grad_accum, micro_batch
 from vitscale.engine import Engine
 from vitscale.errors import USER_ERRORS, TrackingError
+from vitscale.health import Watch
 from vitscale.loop import Cadence, fit
 from vitscale.model.build import Model, build
 from vitscale.modelinfo import ModelInfo, read_model_info
@@ -47,18 +48,30 @@ def main(cfg: RunConfig) -> None:
     with World(cfg.hardware, cfg.seed) as world:
         say(f"{cfg.name}: {world.size} {'process is' if world.size == 1 else 'processes are'} up", world.is_main)
         run, origin = open_run(cfg, world)
-        train, val = open_shards(cfg.data.train, cfg.hardware), build_val_loader(cfg, world)
-        cadence = Cadence.of(cfg, len(train))
-        with Tracker(cfg, run, world.is_main, origin.run_id if origin else None) as tracker:
-            model = build_model(cfg, run, world)
-            engine = build_engine(model, cfg, world)
-            state = restore(run, engine, train.digest)
-            announce(cfg, state, cadence, engine)
-            batches = build_train_loader(train, cfg, state.step, cadence.total, world)
-            finished = fit(cfg, cadence, engine, batches, val, state, run, tracker)
-            with world.alone():
-                if world.is_main:
-                    finish(cfg, run, tracker, state, finished)
+        try:
+            with Tracker(cfg, run, world.is_main, origin.run_id if origin else None) as tracker:
+                with Watch(world, run, cfg.hardware.hang_after_s):
+                    state, finished = train(cfg, run, tracker, world)
+                with world.alone():
+                    if world.is_main:
+                        finish(cfg, run, tracker, state, finished)
+                        run.release()
+        except USER_ERRORS as error:
+            if world.is_main:
+                run.write_status("failed", error=str(error))
+            raise
+
+
+def train(cfg: RunConfig, run: RunDir, tracker: Tracker, world: World) -> tuple[TrainState, bool]:
+    """From the last checkpoint to the end, or to a stop: where it then stands, and whether all is done."""
+    shards, val = open_shards(cfg.data.train, cfg.hardware), build_val_loader(cfg, world)
+    cadence = Cadence.of(cfg, len(shards))
+    engine = build_engine(build_model(cfg, run, world), cfg, world)
+    state = restore(run, engine, shards.digest)
+    world.phases.take_up(state)
+    announce(cfg, run, state, cadence, engine)
+    batches = build_train_loader(shards, cfg, state.step, cadence.total, world)
+    return state, fit(cfg, cadence, engine, batches, shards, val, state, run, tracker)
 
 
 def open_run(cfg: RunConfig, world: World) -> tuple[RunDir, Origin | None]:
@@ -118,8 +131,13 @@ def layout(cfg: RunConfig, world: World) -> Layout:
     return Layout(world.rank, world.size, cfg.hardware.loader_threads or world.cores, pin=world.device.type == "cuda")
 
 
-def announce(cfg: RunConfig, state: TrainState, cadence: Cadence, engine: Engine) -> None:
+def announce(cfg: RunConfig, run: RunDir, state: TrainState, cadence: Cadence, engine: Engine) -> None:
     """One line that says what is about to happen."""
+    if state.step == 0 and last_metrics(run.metrics):
+        say(
+            f"warning: {run.checkpoints}: no checkpoint, though this run was trained before; it starts anew",
+            engine.world.is_main,
+        )
     parameters = sum(shape.numel() for _, shape in engine.shapes())
     start = f"continues at step {state.step:,}" if state.step else "starts"
     say(

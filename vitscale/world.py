@@ -3,14 +3,19 @@
 import os
 import random
 import signal
+import threading
+from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from vitscale.config import HardwareConfig
 from vitscale.errors import LaunchError
+from vitscale.phases import Phases, process_age_s
+
+Item = TypeVar("Item")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -24,7 +29,11 @@ class World:
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.device = torch.device("cuda", self.local_rank) if choose_device(hardware) == "cuda" else torch.device("cpu")
         self.seed, self.deterministic = seed, hardware.deterministic
-        self.stop_requested = False  # by a signal to this rank; the loop makes all ranks agree
+        self.phases = Phases(age_s=process_age_s())
+        self.stop_requested = False  # of this rank
+        self.stopping = False  # all ranks have agreed to
+        self.save_s = 30.0  # what a checkpoint takes, until the first is written
+        self._waiting = False
 
     def __enter__(self) -> Self:
         for number in STOP_SIGNALS:
@@ -55,6 +64,37 @@ class World:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.stop_requested = True
+        if self._waiting:
+            raise _StopWaitingError
+
+    def request_stop(self) -> None:
+        """As a stop signal to this process; may be called from any thread."""
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def until_stop(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items until all ranks agree to stop, which they ask each other before each; `stopping` says that they did.
+
+        A rank that is asked to stop while it waits for an item waits no longer. Call on every rank, with equally many items.
+        """
+        iterator = iter(items)
+        while not self.stopping:
+            item = self._next(iterator)
+            self.phases.enter(self.phases.name)  # a sign of progress
+            self.stopping = self.any(self.stop_requested)
+            if item is None or self.stopping:
+                return
+            yield item
+
+    def _next(self, iterator: Iterator[Item]) -> Item | None:
+        """The next item, or None: there is none, or this rank was asked to stop."""
+        try:
+            try:
+                self._waiting = True
+                return None if self.stop_requested else next(iterator, None)
+            finally:
+                self._waiting = False
+        except _StopWaitingError:  # also one that came in `finally`
+            return None
 
     @property
     def is_main(self) -> bool:
@@ -83,6 +123,12 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on any rank, on every rank."""
+        answer = torch.tensor([flag], dtype=torch.uint8)
+        dist.all_reduce(answer, dist.ReduceOp.MAX)
+        return bool(answer)
+
     def alone(self) -> "Alone":
         """A block that each rank runs for itself and that fails on all ranks when it fails on one."""
         return Alone(self)
@@ -107,6 +153,10 @@ class Alone:
             raise OtherRankFailedError(f"rank {rank} failed: {text}")
 
 
+class _StopWaitingError(BaseException):
+    """Raised by a stop signal where the main thread waits for data."""
+
+
 class OtherRankFailedError(RuntimeError):
     """Raised where nothing is wrong, because another rank, which says what, cannot go on."""
 
@@ -115,7 +165,7 @@ class Reduction:
     """A sum over ranks on its way to the host: started without waiting, read later."""
 
     def __init__(self, values: torch.Tensor) -> None:
-        self._values, self._event = values, None
+        self._own, self._values, self._event = values[0].clone(), values, None
         self._work = dist.all_reduce(values, async_op=True)
         if values.is_cuda:
             self._work.wait()  # orders the stream; the host goes on
@@ -123,6 +173,10 @@ class Reduction:
             self._values.copy_(values, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
+
+    def own(self) -> float:
+        """This rank's part of the first value, times the number of ranks; waits for the device."""
+        return float(self._own) * dist.get_world_size()
 
     def read(self) -> list[float]:
         if self._event is not None:

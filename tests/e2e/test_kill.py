@@ -66,7 +66,12 @@ def assert_same_end(tiny: Tiny, undisturbed: Tiny) -> None:
 def history(tiny: Tiny) -> list:
     """What was measured at which step, without what depends on the clock."""
     return [
-        (line["step"], line["kind"], line.get("samples"), {k: v for k, v in line["metrics"].items() if "speed/" not in k})
+        (
+            line["step"],
+            line["kind"],
+            line.get("samples"),
+            {k: v for k, v in line["metrics"].items() if k.startswith(("train/", "eval/"))},
+        )
         for line in sorted(tiny.metrics(), key=lambda line: (line["step"], line["kind"]))
         if line["kind"] != "checkpoint"
     ]

@@ -1,8 +1,15 @@
-"""The meter on a clock that only moves when told."""
+"""Meter and phases on a clock that only moves when told."""
 
+import time
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
 
-from vitscale.meter import Meter, peak_flops
+from vitscale.meter import Meter, measure_flops, peak_flops, peak_memory_gib
+from vitscale.phases import GOODPUT, Phases, process_age_s
+from vitscale.state import TrainState
 
 
 class Clock:
@@ -21,87 +28,125 @@ def clock():
     return Clock()
 
 
+@pytest.fixture
+def phases(clock):
+    return Phases(clock)
+
+
 def slow(items, clock, seconds):
     for item in items:
         clock.sleep(seconds)
         yield item
 
 
-def meter_on(clock, batch=100, flops=10, peak=None):
-    return Meter(batch, flops, peak, clock)
-
-
-def test_rate_and_data_wait(clock):
-    meter = meter_on(clock)
-    for _ in meter.waiting(slow(range(4), clock, seconds=1)):
-        clock.sleep(3)
+def train(meter, clock, waits, seconds):
+    """Steps of so many seconds, each after so long a wait for data."""
+    for _ in meter.waiting(slow(range(waits), clock, seconds=1)):
+        clock.sleep(seconds)
         meter.step()
-    assert meter.report() == {"speed/images_per_s": 400 / 16, "speed/data_wait": 4 / 16}
 
 
-def test_waiting_passes_everything_on(clock):
-    assert list(meter_on(clock).waiting(iter("abc"))) == ["a", "b", "c"]
+def test_rate_and_data_wait(clock, phases):
+    meter = Meter(100, 10, {}, phases)
+    train(meter, clock, 4, 3)
+    found = meter.report(steps_left=5)
+    assert found["speed/images_per_s"] == 400 / 15  # the first wait belongs to the start
+    assert found["speed/data_wait"] == 3 / 15
+    assert found["speed/left_s"] == pytest.approx(5 * 15 / 4)
 
 
-def test_a_report_covers_the_steps_since_the_last(clock):
-    meter = meter_on(clock)
-    for seconds in (10, 2):
-        for _ in meter.waiting(slow(range(1), clock, seconds / 2)):
-            clock.sleep(seconds / 2)
-            meter.step()
-        assert meter.report() == {"speed/images_per_s": 100 / seconds, "speed/data_wait": 0.5}
-    assert meter.images_per_s() == 200 / 12  # the whole start
+def test_waiting_passes_everything_on(phases):
+    assert list(Meter(1, 1, {}, phases).waiting(iter("abc"))) == ["a", "b", "c"]
 
 
-def test_mfu_is_the_share_of_the_stated_peak(clock):
-    meter = meter_on(clock, batch=50, flops=8_000, peak=1_000_000.0)
-    clock.sleep(2)
-    meter.step()
-    assert meter.report()["speed/mfu"] == pytest.approx(50 / 2 * 8_000 / 1_000_000)
-
-
-def test_without_a_peak_there_is_no_mfu(clock):
-    assert "speed/mfu" not in meter_on(clock).report()
-
-
-def test_a_pause_counts_nowhere(clock):
-    meter = meter_on(clock)
-    clock.sleep(4)
-    meter.step()
-    with meter.pause():
-        clock.sleep(1000)
-    assert meter.images_per_s() == 25
-    assert meter.report()["speed/images_per_s"] == 25
-    clock.sleep(2)
-    meter.step()
-    with meter.pause():
-        clock.sleep(500)
-    assert meter.report()["speed/images_per_s"] == 50
-    assert meter.images_per_s() == 200 / 6
-
-
-def test_a_pause_that_fails_counts_nowhere_either(clock):
-    meter = meter_on(clock)
-    clock.sleep(1)
-    meter.step()
-    with pytest.raises(RuntimeError), meter.pause():
+def test_a_report_covers_the_steps_since_the_last_without_what_is_no_training(clock, phases):
+    meter, rates = Meter(100, 10, {}, phases), []
+    for _ in meter.waiting(slow(range(2), clock, seconds=1)):
         clock.sleep(9)
+        meter.step()
+        rates.append(meter.report(0)["speed/images_per_s"])
+        with phases.during("eval"):
+            clock.sleep(1000)
+    assert rates == [100 / 9, 100 / 10]
+    assert meter.images_per_s() == 200 / 19  # the whole start
+    assert (meter.seconds_left(19), meter.seconds_left(0)) == (pytest.approx(180.5), 0)
+
+
+def test_step_times(clock, phases):
+    meter = Meter(1, 1, {}, phases)
+    for number, _ in enumerate(meter.waiting(range(101))):
+        clock.sleep(number)
+        meter.step()
+    found = meter.report(0)
+    assert [found[f"speed/step_s_{name}"] for name in ("p50", "p95", "p99", "max")] == [50, 95, 99, 100]
+    assert meter.report(0)["speed/step_s_max"] == 0  # none since
+
+
+def test_mfu_is_the_share_of_each_peak(clock, phases):
+    meter = Meter(50, 8_000, {"speed/mfu": 1_000_000.0, "speed/mfu_measured": 500_000.0}, phases)
+    train(meter, clock, 1, 2)
+    found = meter.report(0)
+    assert found["speed/mfu"] == pytest.approx(50 / 2 * 8_000 / 1_000_000)
+    assert found["speed/mfu_measured"] == pytest.approx(2 * found["speed/mfu"])
+
+
+def test_a_meter_asked_at_once_does_not_divide_by_zero(phases):
+    assert Meter(1, 1, {}, phases).report(1)["speed/images_per_s"] == 0
+
+
+def test_the_parts_add_up_to_the_time_since_the_process_began(clock):
+    phases = Phases(clock, age_s=6)
+    clock.sleep(4)
+    meter = Meter(1, 1, {}, phases)
+    train(meter, clock, 2, 20)
+    with phases.during("eval"):
+        clock.sleep(16)
+    with pytest.raises(RuntimeError), phases.during("checkpoint"):
+        clock.sleep(12)
         raise RuntimeError
-    assert meter.images_per_s() == 100
+    assert phases.goodput() == {
+        "goodput/restart": 11 / 80,  # with the first wait
+        "goodput/data": 1 / 80,
+        "goodput/productive": 40 / 80,
+        "goodput/eval": 16 / 80,
+        "goodput/checkpoint": 12 / 80,
+    }
 
 
-def test_seconds_left_follow_from_the_rate(clock):
-    meter = meter_on(clock)
-    clock.sleep(8)
-    meter.step()
-    meter.step()
-    assert meter.seconds_left(5) == pytest.approx(20)
-    assert meter.seconds_left(0) == 0
+def test_what_an_earlier_start_lost_and_the_time_in_between_count_as_restart(clock):
+    seconds = {"start": 10.0, "data": 5.0, "train": 60.0, "eval": 15.0, "checkpoint": 10.0}
+    state = TrainState(step=7, began=time.time() - 200, seconds=seconds)  # 100 s are accounted for
+    phases = Phases(clock, age_s=8)
+    phases.take_up(state)
+    clock.sleep(50)
+    phases.enter("train")
+    clock.sleep(50)
+    assert phases.step == 7
+    assert phases.goodput() == pytest.approx(
+        {
+            "goodput/restart": (10 + 100 + 50) / 300,
+            "goodput/data": 5 / 300,
+            "goodput/productive": (60 + 50) / 300,
+            "goodput/eval": 15 / 300,
+            "goodput/checkpoint": 10 / 300,
+        },
+        rel=1e-3,
+    )
 
 
-def test_a_meter_asked_at_once_does_not_divide_by_zero(clock):
-    meter = meter_on(clock)
-    assert (meter.images_per_s(), meter.report()["speed/images_per_s"]) == (0, 0)
+def test_a_run_begins_with_its_process(clock):
+    phases, state = Phases(clock, age_s=8), TrainState()
+    phases.take_up(state)
+    assert time.time() - state.began == pytest.approx(8, abs=0.5)
+    assert phases.goodput()["goodput/restart"] == pytest.approx(1)
+    assert set(GOODPUT.values()) == set(phases.seconds())
+
+
+def test_the_age_of_this_process_moves_with_the_clock():
+    age_s, before = process_age_s(), time.monotonic()
+    assert age_s > 0.1  # it has imported torch
+    time.sleep(0.05)
+    assert process_age_s() - age_s == pytest.approx(time.monotonic() - before, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -116,3 +161,18 @@ def test_a_meter_asked_at_once_does_not_divide_by_zero(clock):
 )
 def test_the_peak_is_stated_or_known_or_unknown(name, stated, devices, peak):
     assert peak_flops(name, stated, devices) == peak
+
+
+def test_the_measured_peak_is_of_the_size_of_what_numpy_reaches():
+    left = np.ones((512, 512), np.float32)
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        left @ left
+        times.append(time.perf_counter() - begin)
+    assert 1 / 100 < measure_flops(torch.device("cpu"), torch.float32) / (2 * 512**3 / min(times)) < 100
+
+
+def test_the_peak_of_memory_is_what_the_kernel_says():
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    assert peak_memory_gib(torch.device("cpu")) == pytest.approx(int(lines["VmHWM"].split()[0]) / 2**20, rel=0.01)

@@ -1,10 +1,13 @@
 """A run directory has one owner and one recipe."""
 
+import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -63,7 +66,76 @@ def test_a_killed_owner_leaves_the_directory_free(config, start_owner):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     owner = start_owner()
-    assert (RunDir(config()).path / "owner").read_text() == f"process {owner.pid} on {socket.gethostname()}\n"
+    said = json.loads((RunDir(config()).path / "owner").read_text())
+    assert (said["pid"], said["host"]) == (owner.pid, socket.gethostname())
+    assert said["since"] == pytest.approx(time.time(), abs=60)
+
+
+def elsewhere(run, seen):
+    """What an owner on another machine, whose lock is not seen here, has last written."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    said = {"pid": 7, "host": "elsewhere", "since": 0.0, "seen": seen, "every_s": 0.2}
+    replace_text(run.path / "owner", json.dumps(said))
+
+
+def test_an_owner_on_another_machine_is_refused_while_it_gives_signs_of_life(config):
+    run, stop = RunDir(config()), threading.Event()
+
+    def live():
+        while not stop.wait(0.05):
+            elsewhere(run, time.time() - 5)  # its clock is behind
+
+    elsewhere(run, time.time())
+    owner = threading.Thread(target=live)
+    owner.start()
+    with pytest.raises(RecipeError, match=r"in use by process 7 on elsewhere since .*last seen"):
+        run.claim()
+    stop.set()
+    owner.join()
+
+
+@pytest.mark.parametrize(("age_s", "within_s"), [(3600, 0.2), (0, 2.0), (-3600, 2.0)])
+def test_a_silent_owner_on_another_machine_is_taken_over_loudly_whatever_its_clock_says(config, capsys, age_s, within_s):
+    run = RunDir(config())
+    elsewhere(run, time.time() - age_s)
+    begin = time.monotonic()
+    run.claim()
+    assert time.monotonic() - begin < within_s
+    assert "taken over from process 7 on elsewhere" in capsys.readouterr().err
+    run.stay_owner()
+    assert json.loads((run.path / "owner").read_text())["host"] == socket.gethostname()
+    run.release()
+    RunDir(config()).check_free()
+
+
+def test_a_request_to_stop_is_not_for_the_next_owner(config):
+    run = RunDir(config())
+    run.path.mkdir(parents=True)
+    run.stop.touch()
+    run.claim()
+    assert not run.stop.exists()
+    run.release()
+
+
+@pytest.fixture
+def nobody():
+    """Another user for this process, who may not write everywhere."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    yield
+    if os.getuid() == 0:
+        os.seteuid(0)
+
+
+def test_a_directory_that_cannot_be_written_to(config, request):
+    run = RunDir(config())
+    run.path.mkdir(parents=True)
+    for parent in run.path.parents[:3]:
+        parent.chmod(0o755)
+    run.path.chmod(0o555)
+    request.getfixturevalue("nobody")
+    with pytest.raises(RecipeError, match=rf"{run.path}: cannot be written to \(Permission denied\).*runs="):
+        run.claim()
 
 
 def started(config, *overrides):

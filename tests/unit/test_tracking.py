@@ -1,6 +1,7 @@
 """A run's history: whole in metrics.jsonl whatever happens, and once in a real MLflow database."""
 
 import json
+import resource
 import socket
 import time
 
@@ -72,6 +73,24 @@ def test_lines_that_are_sent_twice_are_stored_once(run, store):
     (run.path / ".mlflow_sent").unlink()  # as after a kill between sending and noting it
     sync(run.path)
     assert points(store, run) == [(1, 1.0), (2, 1 / 2)]
+
+
+def test_a_full_disk_costs_a_warning_and_what_is_missing_follows(run, store, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with tracker(run) as history:
+        history.log(1, "train", {"train/loss": 1.0})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (run.metrics.stat().st_size + 10, limits[1]))
+        try:
+            history.log(2, "train", {"train/loss": 0.5})
+            torn = run.metrics.read_bytes()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        history.log(3, "train", {"train/loss": 0.25})
+        history.close("FINISHED")
+    assert torn.endswith(b'\n{"step": 2')
+    assert f"warning: {run.metrics}: File too large" in capsys.readouterr().out
+    assert [line["step"] for line in read_log(run.metrics)] == [1, 2, 3]
+    assert points(store, run) == [(1, 1.0), (2, 0.5), (3, 0.25)]
 
 
 def test_a_training_that_fails_is_marked_failed(run, store):

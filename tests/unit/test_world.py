@@ -1,11 +1,18 @@
-"""The device that a recipe asks for."""
+"""The device that a recipe asks for, and the ways to a stop, on one real process."""
+
+import os
+import signal
+import threading
+import time
 
 import pytest
 import torch
 
 from vitscale.config import HardwareConfig
 from vitscale.errors import LaunchError
-from vitscale.world import choose_device
+from vitscale.health import Watch
+from vitscale.rundir import RunDir
+from vitscale.world import STOP_SIGNALS, World, choose_device
 
 
 def test_auto_takes_what_is_there() -> None:
@@ -16,3 +23,62 @@ def test_auto_takes_what_is_there() -> None:
 def test_a_gpu_that_is_not_there_is_said_so() -> None:
     with pytest.raises(LaunchError, match=r"hardware\.device: cuda"):
         choose_device(HardwareConfig(device="cuda"))
+
+
+@pytest.fixture
+def world():
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    with World(HardwareConfig(device="cpu", deterministic=False), 0) as world:
+        yield world
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(config):
+    run = RunDir(config())
+    run.claim()
+    yield run
+    run.release()
+
+
+def forever():
+    """Items of which the second never comes."""
+    yield 1
+    threading.Event().wait()
+
+
+def test_without_a_stop_every_item_comes(world) -> None:
+    assert list(world.until_stop("abc")) == ["a", "b", "c"]
+    assert not world.stopping
+
+
+def test_a_signal_ends_the_wait_for_an_item(world) -> None:
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    assert list(world.until_stop(forever())) == [1]
+    assert world.stopping
+    assert list(world.until_stop("abc")) == []  # and all that comes after it, an evaluation say
+
+
+def test_a_signal_between_two_items_waits_for_none(world) -> None:
+    found = []
+    for item in world.until_stop(forever()):
+        found.append(item)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert found == [1] and world.stopping
+
+
+def test_the_file_stop_ends_the_wait(world, run) -> None:
+    with Watch(world, run, hang_after_s=2):
+        threading.Timer(0.2, run.stop.touch).start()
+        assert list(world.until_stop(forever())) == [1]
+    assert world.stopping
+
+
+@pytest.mark.parametrize(("seconds_left", "stops"), [(50, True), (100, False), (-5, True)])
+def test_the_deadline_leaves_time_for_the_save_in_flight_and_the_last(world, run, monkeypatch, seconds_left, stops) -> None:
+    monkeypatch.setenv("VITSCALE_DEADLINE", str(time.time() + seconds_left))
+    world.save_s = 40.0
+    with Watch(world, run, hang_after_s=2):
+        time.sleep(0.8)
+    assert world.stop_requested is stops
