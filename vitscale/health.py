@@ -117,7 +117,7 @@ class Watch:
         if silent:
             self._raise_alarm(silent[0], "gives no sign of life")
         elif self._world.is_main and min(beat.idle_s for beat in beats) > self._limit:
-            self._raise_alarm(min(beats, key=lambda beat: (beat.step, -beat.idle_s)), "does not get on, nor does any other")
+            self._raise_alarm(min(beats, key=lambda beat: (beat.step, -beat.idle_s)), "does not get on, nor does any other,")
 
     def _raise_alarm(self, beat: Beat, why: str) -> None:
         message = f"{beat}: {why} for {self._limit:g} s (hardware.hang_after_s)"

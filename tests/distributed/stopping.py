@@ -1,0 +1,71 @@
+"""Run by test_stopping.py in several gloo processes: stops that reach one of them, and a hang of all."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from worker import Training
+
+from vitscale import recipe
+from vitscale.health import Watch
+from vitscale.loop import evaluate_owed, validate
+from vitscale.tracking import Tracker
+from vitscale.train import build_val_loader
+from vitscale.world import World
+
+
+def last_rank(world: World) -> bool:
+    return world.rank == world.size - 1
+
+
+def waiting(world: World) -> list[int]:
+    """The last rank is sent a signal; all ranks wait for an item that never comes."""
+
+    def items() -> Iterator[int]:
+        yield 1
+        if last_rank(world):
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        threading.Event().wait()
+
+    return world.gather(list(world.until_stop(items())))
+
+
+def evaluating(training: Training, world: World) -> dict:
+    """The last rank is asked to stop within an evaluation; the next start makes up for it."""
+    state, engine, val = training.state, training.engine, build_val_loader(training.cfg, world)
+    whole = validate(engine, val, training.cfg)
+    tracker = Tracker(training.cfg, training.run, active=False, parent_run_id=None)
+
+    def cut() -> Iterator:
+        for number, batch in enumerate(val):
+            world.stop_requested = number == 1 and last_rank(world)
+            yield batch
+
+    state.owes_eval = True
+    evaluate_owed(engine, cut(), training.cfg, state, tracker)
+    dropped = state.owes_eval and world.stopping and not state.scores
+    world.stopping = world.stop_requested = False
+    evaluate_owed(engine, val, training.cfg, state, tracker)
+    return {"dropped": world.gather(dropped), "made_up": state.scores == whole and not state.owes_eval}
+
+
+def main() -> None:
+    out, path = sys.argv[1:]
+    cfg = recipe.load(path, ["eval.batch=10"])
+    with World(cfg.hardware, cfg.seed) as world:
+        training = Training(cfg, world)
+        found = {"evaluating": evaluating(training, world)}
+        with Watch(world, training.run, hang_after_s=2):
+            found["waiting"] = waiting(world)
+            if world.is_main:
+                Path(out).write_text(json.dumps(found))
+            world.phases.enter("data")
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
