@@ -215,10 +215,10 @@ def prepare(model: nn.Module, hardware: HardwareConfig) -> None:
     """Activation checkpointing and compilation, block by block, from outside of the model."""
     blocks = (module for module in model.modules() if isinstance(module, Block | Unit | BiTUnit))
     for number, block in enumerate(blocks):
+        if hardware.compile:  # before the line below, whose result dynamo leaves alone
+            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
         if hardware.activation_checkpointing and number % hardware.activation_checkpointing == 0:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-        if hardware.compile:
-            block.compile()
 
 
 def deepspeed_config(

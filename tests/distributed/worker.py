@@ -7,17 +7,19 @@ import os
 import sys
 from pathlib import Path
 
+import engines
 import torch
 from safetensors.torch import load_file
 
 from vitscale import recipe
-from vitscale.checkpoint import complete, restore, save
+from vitscale.checkpoint import complete, restore
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
 from vitscale.loop import Cadence, Losses, total_fingerprint, train_step, validate
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS
+from vitscale.saving import Saver
 from vitscale.state import TrainState
 from vitscale.train import build_engine, build_train_loader, build_val_loader, open_run, open_shards
 from vitscale.world import OtherRankFailedError, World
@@ -51,7 +53,8 @@ class Training:
         return history
 
     def save(self) -> Path:
-        return save(self.run, self.engine, self.state, keep=5)
+        Saver(self.run, self.engine, self.cfg.checkpoint, 0).save(self.state, last=True)
+        return complete(self.run.checkpoints)[-1]
 
     def digest(self) -> list[str]:
         """SHA-256 of everything the optimiser holds, by rank."""
@@ -114,38 +117,12 @@ def elastic(cfg: RunConfig, world: World) -> dict:
     }
 
 
-def guard(base: RunConfig, world: World) -> dict:
-    """A gradient that is not finite on the last rank: seen by all, applied by none; the next step goes on."""
-    found = {}
-    for stage in (1, 2, 3):
-        for precision in ("fp32", "bf16"):
-            hardware = base.hardware.model_copy(update={"zero_stage": stage, "precision": precision})
-            cfg = base.model_copy(update={"name": f"guard-{stage}-{precision}", "hardware": hardware})
-            training = Training(cfg, world)
-            training.go(2)
-            before, updates = training.digest(), training.engine.num_updates
-            engine = training.engine
-            images = torch.zeros(engine.micro_batch, 3, 16, 16, dtype=engine.dtype)
-            scale = float("nan") if world.rank == world.size - 1 else 1.0
-            engine.backward_and_step(engine(images).float().square().mean() * scale)
-            after = training.digest()
-            training.go(3)
-            found[f"{stage}-{precision}"] = {
-                "unchanged": before == after,
-                "moves_again": training.digest() != after,
-                "updates": [updates, engine.num_updates],
-                "finite": all(t.isfinite().all().item() for f in engine.fragments() for t in f.tensors.values()),
-            }
-            training.close()
-    return found
-
-
 def options(base: RunConfig, world: World) -> dict:
     """Losses of models whose parameters serve several blocks, stand in the model itself or in a ResNet, at every stage."""
     found = {}
     for name, changes in OPTIONS.items():
         model = ViTConfig(**{**base.model.model_dump(), **changes})
-        for stage in (1, 2, 3):
+        for stage in (0, 1, 2, 3):
             hardware = base.hardware.model_copy(update={"zero_stage": stage})
             cfg = base.model_copy(update={"name": f"{name}-{stage}", "hardware": hardware, "model": model})
             training = Training(cfg, world)
@@ -167,7 +144,7 @@ def alone(_cfg: RunConfig, world: World) -> dict:
     return {"ended": world.gather(ended)}
 
 
-CASES = {"exact": exact, "elastic": elastic, "guard": guard, "options": options, "alone": alone}
+CASES = {"exact": exact, "elastic": elastic, "options": options, "alone": alone, **engines.CASES}
 
 
 def main() -> None:

@@ -1,0 +1,70 @@
+"""Activation checkpointing and compilation, block by block: less memory or time, the same numbers."""
+
+import shutil
+
+import pytest
+import torch
+from tiny_models import ON_RESNET, bit, random_images, randomised, vit
+from torch._dynamo.utils import counters
+
+from vitscale.config import HardwareConfig
+from vitscale.engine import prepare
+from vitscale.model.config import ViTConfig
+
+MODELS = {
+    "vit": vit(depth=4),
+    "dropout": vit(depth=4, dropout=0.5, drop_path=0.5, layer_scale=0.1),
+    "relative": vit(depth=4, pool="map", pos_embed="relative", pos_embed_at="every"),
+    "hybrid": vit(depth=4, dropout=0.5, **ON_RESNET),
+    "bit": bit(1, 2, 1, 1),
+}
+
+
+def train_once(cfg, **hardware):
+    """Loss, gradients, and the bytes of activations kept for the backward pass."""
+    model = randomised(cfg).train()
+    prepare(model, HardwareConfig(**hardware))
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    torch.manual_seed(3)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(random_images(cfg)).square().mean()
+    torch.manual_seed(4)  # masks are remembered, not drawn anew
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}, sum(kept)
+
+
+@pytest.mark.parametrize("cfg", MODELS.values(), ids=MODELS)
+def test_computing_blocks_again_saves_memory_and_changes_no_bit(cfg):
+    loss, gradients, most = train_once(cfg)
+    kept = []
+    for every in (1, 2):
+        again, others, bytes_kept = train_once(cfg, activation_checkpointing=every)
+        assert torch.equal(again, loss)
+        assert others.keys() == gradients.keys()
+        assert all(torch.equal(others[name], gradient) for name, gradient in gradients.items())
+        kept.append(bytes_kept)
+    assert kept[0] < kept[1] < most
+    if isinstance(cfg, ViTConfig) and cfg.stem_blocks is None:  # all blocks are alike: every second one saves half
+        assert (most - kept[1]) / (most - kept[0]) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own tracing looks at it
+@pytest.mark.parametrize("every", [0, 1])
+def test_compiled_blocks_equal_eager_ones_to_rounding(every):
+    cfg = vit(depth=2, layer_scale=0.1)
+    loss, gradients, most = train_once(cfg)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled, others, kept = train_once(cfg, compile=True, activation_checkpointing=every)
+    assert counters["stats"]["unique_graphs"] == 1  # the blocks share their code
+    assert not counters["graph_break"]
+    torch.testing.assert_close(compiled, loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
+    assert every == 0 or kept < most / 2
