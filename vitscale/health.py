@@ -86,13 +86,11 @@ class Watch:
 
     def _pass_on_stop(self) -> None:
         world = self._world
-        if not world.stop_requested and (self._store.check(["stop"]) or (world.is_main and self._stop_is_due())):
+        due = time.time() > self._deadline - 2 * world.save_s  # one save may be in flight before the last
+        if not world.stop_requested and (due or self._store.check(["stop"]) or (world.is_main and self._run.stop.exists())):
             world.request_stop()
         if world.stop_requested:
             self._store.set("stop", "")
-
-    def _stop_is_due(self) -> bool:
-        return self._run.stop.exists() or time.time() > self._deadline - 2 * self._world.save_s  # one may be in flight
 
     def _beat(self) -> None:
         now, cpu_s, phases = time.monotonic(), time.process_time(), self._world.phases
@@ -107,8 +105,7 @@ class Watch:
         self._store.set(f"rank{self._world.rank}", json.dumps(beat))
 
     def _look(self) -> None:
-        now, ranks = time.monotonic(), range(self._world.size if self._world.is_main else 1)
-        keys = [f"rank{rank}" for rank in ranks]
+        now, keys = time.monotonic(), [f"rank{rank}" for rank in range(self._world.size if self._world.is_main else 1)]
         for key, said in zip(keys, self._store.multi_get(keys), strict=True):
             if key not in self._heard or self._heard[key][1] != said:
                 self._heard[key] = (now, said)

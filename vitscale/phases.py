@@ -10,15 +10,9 @@ from typing import Literal, get_args
 from vitscale.state import TrainState
 
 Phase = Literal["start", "data", "train", "eval", "checkpoint"]
-# As goodput is reported: `restart` is all that is none of the others, what a kill threw away and the time until the next start
-# among it.
-GOODPUT: dict[str, Phase] = {
-    "restart": "start",
-    "data": "data",
-    "productive": "train",
-    "eval": "eval",
-    "checkpoint": "checkpoint",
-}
+# As goodput is reported; `restart` is also what a kill threw away, and the time until the next start.
+GOODPUT: dict[str, Phase]
+GOODPUT = {"restart": "start", "data": "data", "productive": "train", "eval": "eval", "checkpoint": "checkpoint"}
 
 
 class Phases:

@@ -40,13 +40,10 @@ class RunDir:
         self._claimed = 0.0
 
     def claim(self) -> None:
-        """Become the owner, or fail: two trainings must never write here. Call on rank 0 only.
-
-        A request to stop was meant for the owner before.
-        """
+        """Become the owner, or fail: two trainings must never write here. Call on rank 0 only."""
         self._owner, self._claimed = self._open(), time.time()
         self.stay_owner()
-        self.stop.unlink(missing_ok=True)
+        self.stop.unlink(missing_ok=True)  # it was meant for the owner before
 
     def stay_owner(self) -> None:
         """A sign of life for machines that do not see the lock; to be given more often than every OWNER_EVERY_S seconds."""
@@ -124,7 +121,8 @@ class RunDir:
     def write_status(self, state: str, **values: Any) -> None:
         """`state` is starting, running, stopped, finished or failed; one that is killed stays running."""
         self.path.mkdir(parents=True, exist_ok=True)
-        replace_text(self.path / "status.json", json.dumps({**self.status, "state": state, **values}, indent=1) + "\n")
+        before = {key: value for key, value in self.status.items() if key != "error"}
+        replace_text(self.path / "status.json", json.dumps({**before, "state": state, **values}, indent=1) + "\n")
 
 
 def _read_owner(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ if __name__ == "__main__":  # first of all: the imports below take seconds in wh
     if os.environ.get("RANK", "0") == "0":
         print("loading torch and deepspeed", flush=True)
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,8 +58,9 @@ def main(cfg: RunConfig) -> None:
                         finish(cfg, run, tracker, state, finished)
                         run.release()
         except USER_ERRORS as error:
-            if world.is_main:
-                run.write_status("failed", error=str(error))
+            with contextlib.suppress(OSError):  # of a full disk, say; the error itself counts
+                if world.is_main:
+                    run.write_status("failed", error=str(error))
             raise
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,7 +74,10 @@ def test_a_frozen_process_ends_all_soon_and_one_that_is_only_slow_does_not(tiny:
     assert status["state"] == "failed" and "rank 1" in status["error"]
     assert processes_naming(str(tiny.recipe)) == []
 
+    lost = newest(tiny)
+    shutil.rmtree(lost)
     before = newest(tiny)
+    assert before < lost
     again = start(tiny)
     last = wait_for_checkpoint_after(tiny, again, before)
     assert f"continues at step {int(before.name[5:]):,} " in said(tiny)

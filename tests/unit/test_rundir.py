@@ -200,6 +200,10 @@ def test_status_is_kept_and_added_to(config):
     run.write_status("running", step=3)
     run.write_status("finished", model=None)
     assert run.status == {"state": "finished", "step": 3, "model": None}
+    run.write_status("failed", error="why")
+    assert run.status["error"] == "why"
+    run.write_status("running")
+    assert run.status == {"state": "running", "step": 3, "model": None}
 
 
 def test_a_reader_sees_the_old_or_the_new_text_never_a_part(tmp_path):
