@@ -62,7 +62,7 @@ class RunDir:
 
     def check_free(self) -> None:
         """Nobody owns it now."""
-        if (self.path / "owner").exists():
+        if self.path.exists():
             self._open().close()
 
     def _open(self) -> IO[str]:
@@ -115,7 +115,7 @@ class RunDir:
         path = self.path / "status.json"
         try:
             return json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):  # never written, or damaged: it is written anew
+        except (OSError, ValueError):  # never written, or damaged: it is written anew
             return {}
 
     def write_status(self, state: str, **values: Any) -> None:
