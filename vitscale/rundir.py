@@ -62,7 +62,7 @@ class RunDir:
 
     def check_free(self) -> None:
         """Nobody owns it now."""
-        if self.path.exists():
+        if os.access(self.path, os.F_OK):
             self._open().close()
 
     def _open(self) -> IO[str]:
