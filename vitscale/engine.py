@@ -25,6 +25,7 @@ from vitscale.model.vit import Block
 from vitscale.optim import DTYPES, Pieces, Replicated, build_optimizer, fresh_state, set_learning_rate, state_kinds
 from vitscale.world import World
 
+BLOCKS = (Block, Unit, BiTUnit)  # what is checkpointed, compiled and gathered as a whole
 MAX_BUCKET_ELEMENTS = 50_000_000  # DeepSpeed's default holds all of ViT-L's gradients, so that nothing would overlap
 
 
@@ -70,6 +71,8 @@ class Engine:
         bucket = min(sum(p.numel() for p in model.parameters()), MAX_BUCKET_ELEMENTS)
         bucket += bucket % 2  # DeepSpeed wants it even
         config = deepspeed_config(optim, hardware, micro_batch, grad_accum, world.size, bucket)
+        if self.stage == 3:  # hooks on every layer would cost more, and break compiled blocks in pieces
+            deepspeed.utils.set_z3_leaf_modules(model, list(BLOCKS))
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
         assert isinstance(self._engine, deepspeed.DeepSpeedEngine)
         assert self._engine.dp_world_size == world.size
@@ -213,7 +216,7 @@ class Engine:
 
 def prepare(model: nn.Module, hardware: HardwareConfig) -> None:
     """Activation checkpointing and compilation, block by block, from outside of the model."""
-    blocks = (module for module in model.modules() if isinstance(module, Block | Unit | BiTUnit))
+    blocks = (module for module in model.modules() if isinstance(module, BLOCKS))
     for number, block in enumerate(blocks):
         if hardware.compile:  # before the line below, whose result dynamo leaves alone
             block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
