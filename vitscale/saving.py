@@ -44,8 +44,7 @@ class Snapshot:
         sizes = [tensor.nbytes for tensor in live.values()]
         self._head = sharded.header(live, {})
         self._data = torch.zeros(sum(sizes), dtype=torch.uint8, pin_memory=engine.world.device.type == "cuda")
-        copies = zip(live.items(), self._data.split(sizes), strict=True)
-        self._copies = {name: copy for (name, _), copy in copies}
+        self._copies = dict(zip(live, self._data.split(sizes), strict=True))
         self.num_bytes = len(self._head) + sum(sizes)
 
     def _live(self) -> dict[str, torch.Tensor]:
@@ -89,8 +88,9 @@ class Saver:
         self._run, self._engine, self._world = run, engine, engine.world
         self._config, self._keep_every = config, keep_every
         self._snapshot = Snapshot(engine)
+        self._whole = {WEIGHTS: "weight", **({} if engine.optim.ema_decay is None else {AVERAGED: "ema"})}
         self._thread: Thread | None = None
-        self._problem = ""  # of the save in flight, on rank 0
+        self._problem = ""  # why the last save did not become a checkpoint
         self.times: dict[str, float] = {}  # how long training stood still for the last save, and writing the one before took
 
     def __enter__(self) -> Self:
@@ -101,10 +101,7 @@ class Saver:
             self._thread.join(ON_ERROR_WITHIN_S)
 
     def save(self, state: TrainState, last: bool) -> None:
-        """Begin to write `checkpoints/step_XXXXXXXX`; the `last` one is waited for.
-
-        One that cannot be written is a warning, for there will be another; CheckpointError where there is none.
-        """
+        """Begin to write `checkpoints/step_XXXXXXXX`; the `last` one is waited for. A full disk is a warning until then."""
         begin = time.monotonic()
         self.settle(last=False)
         fault.at("save.begin")
@@ -115,7 +112,7 @@ class Saver:
             self._thread = Thread(target=self._write, args=(save,), name="checkpoint", daemon=True)
             self._thread.start()
         self.times["checkpoint/blocked_s"] = time.monotonic() - begin
-        if last or not save:
+        if last:
             self.settle(last)
 
     def _begin(self, state: TrainState) -> Save | None:
@@ -125,39 +122,35 @@ class Saver:
         total = {**vars(state), "fingerprint": sum(fingerprints) % 2**64, "num_updates": self._engine.num_updates}
         save = Save(self._run.checkpoints / f"step_{state.step:08d}", TrainState(**total).dump(), list(sizes))
         if world.is_main:
-            self._problem = self._prepare(save)
-        return save if not world.broadcast(self._problem) else None
+            try:
+                self._prepare(save)
+            except OSError as error:
+                self._fail(save, error)
+        return None if world.broadcast(self._problem) else save
 
-    def _prepare(self, save: Save) -> str:
-        """Make the folder; returns why that cannot be, or why it will not hold everything."""
+    def _prepare(self, save: Save) -> None:
+        """Make the folder, if the disk will hold everything."""
+        shutil.rmtree(save.partial, ignore_errors=True)
         weights = 4 * sum(shape.numel() for _, shape in self._engine.shapes())
-        needed = sum(save.rank_bytes) + weights * len(self._whole()) + SLACK_BYTES
-        try:
-            shutil.rmtree(save.partial, ignore_errors=True)
-            free = shutil.disk_usage(self._run.path).free
-            if free < needed:
-                return f"it takes {(needed - free) / 2**20:,.1f} MiB more than the {free / 2**20:,.1f} MiB that are free"
-            (save.partial / "engine").mkdir(parents=True)
-        except OSError as error:
-            return str(error)
-        return ""
+        needed = sum(save.rank_bytes) + weights * len(self._whole) + SLACK_BYTES
+        free = shutil.disk_usage(self._run.path).free
+        if free < needed:
+            raise OSError(f"it takes {(needed - free) / 2**20:,.1f} MiB more than the {free / 2**20:,.1f} MiB that are free")
+        (save.partial / "engine").mkdir(parents=True)
 
-    def _whole(self) -> dict[str, str]:
-        """Files of whole tensors, and the kind of fragment that they are made from."""
-        return {WEIGHTS: "weight", **({AVERAGED: "ema"} if self._engine.optim.ema_decay is not None else {})}
+    def _fail(self, save: Save, error: Exception) -> None:
+        self._problem = f"{save.final}: not written: {error or repr(error)}; the checkpoints before it are as they were"
+        say(f"warning: {self._problem}; the next save tries again")
 
     def settle(self, last: bool) -> None:
-        """Wait for the save in flight, and say what has become of it."""
+        """Wait for the save in flight; CheckpointError where the `last` did not become a checkpoint."""
         if self._thread:
             self._thread.join()
             self._thread = None
         problem, self._problem = self._problem, ""
         with self._world.alone():
-            if problem:
-                message = f"{self._run.checkpoints}: checkpoint not written: {problem}; those before it are as they were"
-                if last:
-                    raise CheckpointError(f"{message}. Make room or mend that, then start again: it goes on from the newest")
-                say(f"warning: {message}; the next save tries again")
+            if problem and last:
+                raise CheckpointError(f"{problem}. Make room or mend that, then start again: it goes on from the newest")
 
     def _write(self, save: Save) -> None:
         """The thread."""
@@ -167,7 +160,7 @@ class Saver:
             if self._world.is_main:
                 self._complete(save, shares(save, RANKS_WITHIN_S))
         except Exception as error:
-            self._problem = str(error) or repr(error)
+            self._fail(save, error)
             if self._world.is_main:
                 shutil.rmtree(save.partial, ignore_errors=True)
         self.times["checkpoint/write_s"] = time.monotonic() - begin
@@ -181,8 +174,8 @@ class Saver:
         metadata = {"format": "pt", METADATA: json.dumps(json.loads(self._run.model_info.read_text()))}
         with ExitStack() as stack:
             pieces = stored_pieces(save.partial / "engine", stack)
-            for file, kind in self._whole().items():
-                sums |= sharded.write(save.partial, file, shapes, partial(whole, pieces, kind, shapes), metadata)
+            for file, kind in self._whole.items():
+                sums |= sharded.write(save.partial, file, shapes, partial(whole, pieces, kind), metadata)
         fault.at("save.weights")
         (save.partial / "state.json").write_text(save.state)
         for path in (self._run.model_info, self._run.recipe):
@@ -229,8 +222,6 @@ def shares(save: Save, within_s: float) -> dict[str, str]:
     return sums
 
 
-def whole(pieces: dict[tuple[str, str], list[Piece]], kind: str, shapes: dict[str, torch.Size], name: str) -> torch.Tensor:
-    """One kind of one parameter, put together from all ranks' fragments."""
-    return torch.cat([piece.read(piece.start, piece.start + piece.length) for piece in pieces[name, kind]]).reshape(
-        shapes[name]
-    )
+def whole(pieces: dict[tuple[str, str], list[Piece]], kind: str, name: str) -> torch.Tensor:
+    """One kind of one parameter, put together from all ranks' fragments; flat."""
+    return torch.cat([piece.read(piece.start, piece.start + piece.length) for piece in pieces[name, kind]])

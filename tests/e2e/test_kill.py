@@ -1,6 +1,8 @@
 """Whatever ends a training, nothing is left behind, and started again it ends as an undisturbed run, bit by bit."""
 
+import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -13,9 +15,18 @@ from pathlib import Path
 import pytest
 from launching import Tiny, clean_environment, make_tiny, processes_naming, vitscale
 
+import vitscale as vitscale_package
+
 STEPS = 120  # long enough to be met in the middle by every misfortune, one after the other
 TRAIN = ("--procs", "2", f"train.total.steps={STEPS}")
 DEADLINE_S = 120
+MEASURED = ("train/", "eval/", "eval_ema/")
+
+# Where a run of two processes can be killed: fault points with the rank that dies there (none: both), or seconds.
+SAVING = ["begin", "snapshot", "fragments:1", "noted:0", "shares", "weights", "sums", "renamed", "doomed", "pruned"]
+KILLS = [*(f"save.{point}" for point in SAVING), "eval.begin:1", "eval.end:0", "tracking.sent"]
+AT_THE_END = ["publish.uploaded", "publish.registered", "publish.named"]
+LAYOUTS = [(stage, precision) for stage in (1, 2, 3) for precision in ("fp32", "bf16")]
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +37,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits_dir: Path) -> T
     return tiny
 
 
-def start(tiny: Tiny) -> subprocess.Popen:
+def start(tiny: Tiny, fault: str = "") -> subprocess.Popen:
     command = [sys.executable, "-m", "vitscale.cli", "train", str(tiny.recipe), *TRAIN]
     with log(tiny).open("w") as output:
-        return subprocess.Popen(command, env=clean_environment(), stdout=output, stderr=subprocess.STDOUT)
+        environ = {**clean_environment(), "VITSCALE_FAULT": fault}
+        return subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT)
 
 
 def log(tiny: Tiny) -> Path:
@@ -63,16 +75,11 @@ def assert_same_end(tiny: Tiny, undisturbed: Tiny) -> None:
     assert history(tiny) == history(undisturbed)
 
 
-def history(tiny: Tiny) -> list:
+def history(tiny: Tiny, name: str = "tiny") -> list:
     """What was measured at which step, without what depends on the clock."""
     return [
-        (
-            line["step"],
-            line["kind"],
-            line.get("samples"),
-            {k: v for k, v in line["metrics"].items() if k.startswith(("train/", "eval/"))},
-        )
-        for line in sorted(tiny.metrics(), key=lambda line: (line["step"], line["kind"]))
+        (line["step"], line["kind"], line.get("samples"), {k: v for k, v in line["metrics"].items() if k.startswith(MEASURED)})
+        for line in sorted(tiny.metrics(name), key=lambda line: (line["step"], line["kind"]))
         if line["kind"] != "checkpoint"
     ]
 
@@ -83,10 +90,11 @@ def kill_launcher(tiny: Tiny, process: subprocess.Popen) -> int:
     return checkpoints(tiny)[-1]
 
 
-def kill_worker(tiny: Tiny, process: subprocess.Popen) -> int:
-    os.kill(max(workers(tiny)), signal.SIGKILL)
+def die_in_save(tiny: Tiny, process: subprocess.Popen) -> int:
+    """A worker, all but done with a checkpoint."""
     assert_killed(tiny, process)
-    assert re.search(r"error: process [01] was killed", log(tiny).read_text())
+    assert "error: process 0 was killed" in log(tiny).read_text()
+    assert len(list(tiny.run_dir().glob("checkpoints/.step_*.partial/SHA256SUMS"))) == 1
     return checkpoints(tiny)[-1]
 
 
@@ -139,7 +147,7 @@ def start_twice(tiny: Tiny, process: subprocess.Popen) -> int:
 MISFORTUNES: list[Callable[[Tiny, subprocess.Popen], int]] = [  # each returns the step at which the next start goes on
     kill_launcher,
     start_twice,
-    kill_worker,
+    die_in_save,
     partial(stop, signal.SIGINT),
     partial(stop, signal.SIGUSR1),
     damage_checkpoint,
@@ -149,7 +157,7 @@ MISFORTUNES: list[Callable[[Tiny, subprocess.Popen], int]] = [  # each returns t
 def test_whatever_ends_it_the_next_start_goes_on_to_the_same_bits(tiny: Tiny, undisturbed: Tiny) -> None:
     step = 0
     for misfortune in MISFORTUNES:
-        process = start(tiny)
+        process = start(tiny, "save.sums:0:3" if misfortune is die_in_save else "")
         wait_for_checkpoints(tiny, process, after=step, count=2 if misfortune is damage_checkpoint else 1)
         assert step == 0 or f"continues at step {step} " in log(tiny).read_text()
         step = misfortune(tiny, process)
@@ -158,3 +166,41 @@ def test_whatever_ends_it_the_next_start_goes_on_to_the_same_bits(tiny: Tiny, un
     assert f"continues at step {step} " in last.stdout
     assert "rank_00001.safetensors differs" in last.stderr
     assert_same_end(tiny, undisturbed)
+
+
+def forked(plan: list) -> list[list[list[int]]]:
+    """Run a plan of forked.py: the ranks' exit codes of every start."""
+    command = [sys.executable, Path(__file__).with_name("forked.py"), json.dumps(plan)]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_fault_point_is_met() -> None:
+    source = "".join(path.read_text() for path in Path(vitscale_package.__file__).parent.rglob("*.py"))
+    named = {kill.partition(":")[0] for kill in (*KILLS, *AT_THE_END)}
+    assert set(re.findall(r'fault\.at\("(.+?)"\)', source)) == named
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), LAYOUTS)
+def test_killed_at_every_point_and_at_random_it_ends_in_the_same_bits(tiny: Tiny, stage: int, precision: str) -> None:
+    overrides = [f"hardware.zero_stage={stage}", f"hardware.precision={precision}", "train.total.steps=60"]
+    overrides += ["checkpoint.every.steps=3", "eval.every.steps=4", "optim.ema_decay=0.9"]
+    overrides += ["publish={name: net, alias: best}"] if (stage, precision) == LAYOUTS[0] else []
+    chance = random.Random(f"{stage} {precision}")
+    kills = [*KILLS, *(chance.uniform(0.5, 3) for _ in range(2))]
+    chance.shuffle(kills)
+    kills += AT_THE_END if (stage, precision) == LAYOUTS[0] else []
+    plan = [[str(tiny.recipe), [*overrides, "name=undisturbed"], []], [str(tiny.recipe), [*overrides, "name=killed"], kills]]
+    undisturbed, killed = forked(plan)
+    assert undisturbed == [[0, 0]] and killed[-1] == [0, 0]
+    assert all(-signal.SIGKILL in codes for codes in killed[:-1])
+    ends = [tiny.run_dir(name) / "checkpoints/step_00000060" for name in ("undisturbed", "killed")]
+    contents = [{str(path.relative_to(end)): path.read_bytes() for path in end.rglob("*") if path.is_file()} for end in ends]
+    states = [json.loads(content.pop("state.json")) for content in contents]
+    for content, state in zip(contents, states, strict=True):
+        del content["recipe.yaml"], content["SHA256SUMS"], state["began"], state["seconds"]  # the run's name; what time it took
+    assert len(contents[0]) == 5  # two ranks, weights, average, model.json
+    assert contents[0] == contents[1] and states[0] == states[1]
+    assert history(tiny, "undisturbed") == history(tiny, "killed")

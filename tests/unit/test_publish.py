@@ -7,7 +7,6 @@ from urllib.parse import urlparse
 import pytest
 from mlflow import MlflowClient
 
-from vitscale import publish as registry
 from vitscale.errors import ModelError, TrackingError
 from vitscale.publish import publish, pull, resolve
 from vitscale.source import locate
@@ -223,8 +222,14 @@ def test_a_model_of_the_registry_is_cached_by_version(checkpoint, store, run_id,
     assert first.is_relative_to(tmp_path / "cache")
 
 
-def test_published_files_are_those_of_a_checkpoint():
-    assert set(registry.PUBLISHED) == set(CONTENT)
+def test_published_files_are_those_of_a_checkpoint_with_all_parts_of_weights_and_average(store, checkpoint, tmp_path):
+    folder = checkpoint()
+    parts = {"ema-00001-of-00002.safetensors", "ema-00002-of-00002.safetensors", "ema.safetensors.index.json"}
+    for name in (*parts, "weights-00001-of-00002.safetensors", "engine/rank_00000.safetensors"):
+        (folder / name).write_bytes(name.encode())
+    pull(publish(folder, "net", "best", store, None).uri, store, tmp_path / "got")
+    found = {path.name for path in (tmp_path / "got").iterdir()}
+    assert found == {*CONTENT, *parts, "weights-00001-of-00002.safetensors", "SHA256SUMS"}
 
 
 def test_a_server_that_does_not_answer_is_not_called_a_missing_model(monkeypatch):

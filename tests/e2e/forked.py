@@ -1,0 +1,63 @@
+"""Trainings whose ranks are forks of one process, which has imported everything: a start takes a second instead of ten.
+
+`forked.py PLAN`: PLAN is JSON, a list of [recipe, overrides, kills]. Each kill is a VITSCALE_FAULT, or a number of seconds
+after which all ranks are killed; after all of them the run goes on to its end. Prints the ranks' exit codes, a list per start.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from vitscale import recipe, train
+
+RANKS = 2
+LATE = ("torch._inductor", "deepspeed.runtime.zero.muon.muon_optimizer", "mlflow.store.tracking.sqlalchemy_store", "alembic")
+fork = multiprocessing.get_context("fork")
+
+
+def rank_main(rank: int, port: int, path: str, overrides: list[str], fault: str) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1", VITSCALE_FAULT=fault)
+    log = Path(path).with_suffix(".log").open("a")
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    train.main(recipe.load(path, overrides))
+
+
+def start(path: str, overrides: list[str], kill: str | float) -> list[int | None]:
+    """Run until a rank ends otherwise than well, then kill the others as a launcher does; the exit codes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    fault = kill if isinstance(kill, str) else ""
+    ranks = [fork.Process(target=rank_main, args=(rank, port, path, overrides, fault)) for rank in range(RANKS)]
+    for rank in ranks:
+        rank.start()
+    wait(ranks, time.monotonic() + (300 if isinstance(kill, str) else kill))
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+    return [rank.exitcode for rank in ranks]
+
+
+def wait(ranks: list[BaseProcess], deadline: float) -> None:
+    while time.monotonic() < deadline and any(rank.exitcode is None for rank in ranks):
+        if any(rank.exitcode for rank in ranks):
+            return
+        time.sleep(0.005)
+
+
+def main(plan: str) -> None:
+    for name in LATE:  # what a training imports only after its start
+        importlib.import_module(name)
+    print(json.dumps([[start(path, overrides, kill) for kill in (*kills, "")] for path, overrides, kills in json.loads(plan)]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
