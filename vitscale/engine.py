@@ -5,6 +5,7 @@ The DeepSpeed configuration is derived from the recipe alone and used for every 
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ class Engine:
         self.dtype, self.micro_batch, self.grad_accum = DTYPES[hardware.precision], micro_batch, grad_accum
         optimizer = build_optimizer(model, optim)
         bucket = min(sum(p.numel() for p in model.parameters()), MAX_BUCKET_ELEMENTS)
+        bucket += bucket % 2  # DeepSpeed wants it even
         config = deepspeed_config(optim, hardware, micro_batch, grad_accum, world.size, bucket)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
         assert self._engine.dp_world_size == world.size
@@ -167,9 +169,13 @@ def import_deepspeed(device: str) -> Any:
     os.environ["DS_ACCELERATOR"] = device
     # DeepSpeed calls what torch 2.13 renamed; the old name works.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
+    if hidden := "mlflow" not in sys.modules:  # DeepSpeed's autotuner would import it, which takes seconds
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
     import deepspeed
     import deepspeed.ops
 
+    if hidden:
+        del sys.modules["mlflow"]
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
