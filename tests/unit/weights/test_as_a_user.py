@@ -18,6 +18,7 @@ from vitscale.rundir import RunDir
 from vitscale.source import fetch_init
 from vitscale.sums import verify
 from vitscale.train import build_model
+from vitscale.weights.beside import timm_files
 from vitscale.weights.convert import write_model
 from vitscale.world import World
 
@@ -107,6 +108,13 @@ def test_export_and_import_bring_the_model_back(vitscale, tmp_path, form, out):
         assert info == info_of(config)
     elif out == "o":
         assert (info.classes, info.mean, info.std, info.interpolation) == (CLASSES, (0.1, 0.2, 0.3), (1, 2, 3), "bilinear")
+
+
+def test_timm_rounds_to_the_width_that_the_mlp_has():
+    """timm's MLP has int(width x ratio) channels (models/vision_transformer.py)."""
+    for width, mlp_dim in ((376, 6144), (104, 120), (24, 40), (1408, 6144)):
+        arguments = timm_files(info_of(vit(width=width, mlp_dim=mlp_dim, num_heads=1)))["config.json"]["model_args"]
+        assert int(arguments["embed_dim"] * json.loads(json.dumps(arguments["mlp_ratio"]))) == mlp_dim
 
 
 def test_arithmetic_that_a_layout_does_not_tell_is_noted(vitscale, tmp_path):
