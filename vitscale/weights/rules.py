@@ -47,11 +47,18 @@ def unpack(tensors: Tensors, rules: list[Rule], where: str) -> Tensors:
         if lengths.get("p") != lengths.get("q"):
             raise ModelError(f"{where}: tensor {name} is {list(tensor.shape)}; only weights of square patches can be taken")
         expected[ours] = rule
-    for ours, rule in expected.items():
-        if missing := [name for part, name in enumerate(rule.theirs) if part not in parts[ours]]:
-            name = missing[0].format(*(number + rule.first for number in _numbers(ours, rule.ours) or ()))
-            raise ModelError(f"{where}: of {ours} only a part is there, {name} is missing; the file is incomplete")
-    return {name: torch.cat([part for _, part in sorted(found.items())]).contiguous() for name, found in parts.items()}
+    return {ours: _joined(parts[ours], rule, ours, where) for ours, rule in expected.items()}
+
+
+def _joined(parts: dict[int, torch.Tensor], rule: Rule, ours: str, where: str) -> torch.Tensor:
+    """Ours of its parts, of which none may be missing."""
+    if missing := [name for part, name in enumerate(rule.theirs) if part not in parts]:
+        name = missing[0].format(*(number + rule.first for number in _numbers(ours, rule.ours) or ()))
+        raise ModelError(f"{where}: of {ours} only a part is there, {name} is missing; the file is incomplete")
+    found = [part for _, part in sorted(parts.items())]
+    if len(shapes := {str(list(part.shape)) for part in found}) > 1:
+        raise ModelError(f"{where}: the parts of {ours} are {' and '.join(sorted(shapes))}, they should be equal")
+    return torch.cat([torch.atleast_1d(part) for part in found]) if len(found) > 1 else found[0].contiguous()
 
 
 def pack(tensors: Tensors, rules: list[Rule], layout: str, **lengths: int) -> Tensors:

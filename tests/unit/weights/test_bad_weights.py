@@ -62,6 +62,8 @@ def extra(name, *shape):
         (reshaped("cls", (1, 1, 25)), ["cls_token is [1, 1, 25], the model has [1, 1, 24]"]),
         (reshaped("head/kernel", (23, 5)), ["head.weight is [5, 23], the model has [5, 24]"]),
         (reshaped("head/bias", (6,)), ["head.bias is [6], the model has [5]"]),
+        (reshaped(f"{QUERY}/value/bias", (3, 9)), ["the parts of blocks.1.attention.qkv.bias are [24] and [27]", "equal"]),
+        (reshaped("Transformer/encoder_norm/scale", ()), ["norm.weight is [], the model has [24]"]),
         (reshaped("head/kernel", (24,)), ["head/kernel is [24], it should have axes i o"]),
         (reshaped(f"{QUERY}/query/bias", (24,)), [f"{QUERY}/query/bias is [24], it should have axes h d"]),
         (reshaped("embedding/kernel", (2, 8, 3, 24)), ["embedding/kernel is [2, 8, 3, 24]", "square patches"]),
