@@ -147,6 +147,18 @@ def test_a_head_can_be_asked_for_where_there_is_none(draw, write):
     assert not got.weights["head.weight"].any() and not got.weights["head.bias"].any()
 
 
+def test_a_vit_model_of_transformers_without_a_classifier(draw, write):
+    """As google/vit-base-patch16-224-in21k is stored: no `vit.`, and the pooler that was the pre-logits."""
+    whole = draw("hf")
+    bare = {name.removeprefix("vit."): tensor for name, tensor in whole.items() if not name.startswith("classifier.")}
+    pooler = {"pooler.dense.weight": np.eye(24, dtype=np.float32), "pooler.dense.bias": np.zeros(24, np.float32)}
+    got = read_model(write("hf/model.safetensors", bare | pooler, HF | {"id2label": {}}).parent, {"model": {"num_classes": 7}})
+    expected = read_model(write("whole.safetensors", whole), HEADS).weights
+    assert torch.equal(got.weights["pre_logits.fc.weight"], torch.eye(24))
+    assert got.weights["head.weight"].shape == (7, 24)
+    assert all(torch.equal(got.weights[name], tensor) for name, tensor in expected.items() if "head" not in name)
+
+
 BASE = {"architecture": "vit", "model_args": {"num_heads": 3}}
 
 
