@@ -34,9 +34,11 @@ def unpack(tensors: Tensors, rules: list[Rule], where: str) -> Tensors:
         rule, part, ours = next(_matches(name, rules), (None, 0, ""))
         if rule is None:
             raise ModelError(
-                f"{where}: tensor {name} {list(tensor.shape)} has no place in a model of this project; the file is of another "
-                "kind of model, or holds more than its weights: take the tensor out"
+                f"{where}: tensor {name} {list(tensor.shape)} has no place in a model of this project; the file is of a model "
+                "that computes something else, or holds more than weights"
             )
+        if part in parts.get(ours, {}):
+            raise ModelError(f"{where}: {name} is there twice, under two names of {ours}; the file is of two models in one")
         if rule.their_axes.startswith("1 1 1 ") and tensor.ndim == 1:  # a GroupNorm as newer flax keeps it
             tensor = tensor[None, None, None]
         try:
@@ -89,7 +91,8 @@ def _matches(name: str, rules: list[Rule]) -> Iterator[tuple[Rule, int, str]]:
 def _numbers(name: str, pattern: str) -> list[int] | None:
     """The numbers where `pattern` has `{}` or `{:02}`; None where the name is another."""
     found = _expression(pattern).fullmatch(name)
-    return [int(number) for number in found.groups()] if found else None
+    numbers = [int(number) for number in found.groups()] if found else []
+    return numbers if found and pattern.format(*numbers) == name else None  # not block 00
 
 
 def read_rules(table: str, first: int = 0) -> list[Rule]:

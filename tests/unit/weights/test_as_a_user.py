@@ -76,7 +76,8 @@ def test_another_image_size(vitscale, draw, write, red):
     assert said["top"] == [guess._asdict()]
     done = vitscale("predict", "B.npz", "red.png", "--image-size", "18")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: image_size 18 is not a multiple of patch_size 4; use 16 or 20\n"
+    assert done.stderr.endswith("error: image_size 18 is not a multiple of patch_size 4; use 16 or 20\n")
+    assert "B.npz: assumed, because the file does not say: mean=" in done.stderr
 
 
 def test_eval_of_a_file_counts_every_image(vitscale, draw, write, shards):
