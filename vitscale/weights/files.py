@@ -58,9 +58,9 @@ def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """In fp32; ModelError for what is no plain array of real, finite numbers."""
     if not name.isprintable():
         raise ModelError(f"{name!r} is no name of a tensor")
-    kind = next((kind for kind in ("is_sparse", "is_meta", "is_quantized") if getattr(tensor, kind)), None)
+    kind = next((kind for kind in ("sparse", "meta", "quantized") if getattr(tensor, f"is_{kind}")), None)
     if kind or tensor.is_complex() or tensor.layout != torch.strided:
-        raise ModelError(f"tensor {name} is stored as {kind.removeprefix("is_") if kind else tensor.dtype}; save it as plain real numbers")
+        raise ModelError(f"tensor {name} is stored as {kind or tensor.dtype}; save it as plain real numbers")
     number = tensor.float()
     if not torch.isfinite(number).all():
         raise ModelError(f"tensor {name} holds {int((~torch.isfinite(number)).sum())} values that are not finite in fp32")
