@@ -5,7 +5,7 @@ SEED ?= 0
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench-data lint format venv constraints clean
+.PHONY: demo test test-slow bench-data parity lint format venv constraints clean
 
 demo: venv
 	$(BIN)/vitscale demo --device $(DEVICE) --seed $(SEED)
@@ -18,6 +18,9 @@ test-slow: venv
 
 bench-data: venv .venv-peers/stamp
 	$(BIN)/python tests/benchmarks/bench_data.py --python .venv-peers/bin/python $(ARGS)
+
+parity: .venv-parity/stamp
+	PYTHONPATH=. .venv-parity/bin/python tests/benchmarks/peers/parity.py
 
 lint: venv
 	$(BIN)/ruff format --check .
@@ -46,9 +49,16 @@ venv: .venv/stamp
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
+# Whose models ours are compared with, with a torch of theirs.
+.venv-parity/stamp: tests/benchmarks/peers/requirements.txt
+	rm -rf .venv-parity
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $<
+	touch $@
+
 # After a change of dependencies: write the versions that are installed now.
 constraints:
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 clean:
-	rm -rf .venv .venv-peers dist build
+	rm -rf .venv .venv-peers .venv-parity dist build

@@ -9,6 +9,7 @@ def main() -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     logging.disable(logging.ERROR)
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # DeepSpeed's autotuner would import it, which takes seconds
     try:
         launch_command(launch_command_parser().parse_args())
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitscale.model.build import Model, build
 from vitscale.model.config import BiTConfig, ModelConfig, ViTConfig
@@ -10,6 +11,19 @@ SIZES = {"patch_size": 4, "width": 24, "depth": 2, "num_heads": 3, "mlp_dim": 40
 ON_RESNET = {"patch_size": 1, "stem_blocks": (1, 1), "image_size": 16}
 POS_EMBEDS = ("none", "learned1d", "learned2d", "sincos2d", "relative")
 PLACES = ("stem", "every", "shared")
+
+
+class Watched(TorchDispatchMode):
+    """Types of what an operation is given; on CPUs its results would not show them."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.operation, self.seen = operation, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if self.operation in str(function):
+            self.seen += [value.dtype for value in args if isinstance(value, torch.Tensor)]
+        return function(*args, **(kwargs or {}))
 
 
 def vit(**changes: object) -> ViTConfig:

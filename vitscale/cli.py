@@ -266,9 +266,8 @@ def run_import(args: argparse.Namespace) -> int:
         f"{args.file}: {imported.format} layout, {model.name}, {model.image_size} pixels, {model.num_classes:,} classes, "
         f"{parameters:,} parameters -> {args.out}"
     )
-    if imported.assumed:
-        assumed = ", ".join(f"{name}={value}" for name, value in imported.assumed.items())
-        print(f"assumed, because the file does not say: {assumed}; add what is known better, e.g. eval_crop=0.95")
+    if imported.note:
+        print(imported.note)
     return 0
 
 

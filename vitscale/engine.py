@@ -5,6 +5,7 @@ The DeepSpeed configuration is derived from the recipe alone and used for every 
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -254,10 +255,14 @@ def import_deepspeed(device: str) -> Any:
     os.environ["DS_ACCELERATOR"] = device
     # DeepSpeed calls what torch 2.13 renamed; the old name works.
     warnings.filterwarnings("ignore", message=r".*(all_gather_into|reduce_scatter)_tensor.*deprecated", category=FutureWarning)
+    if hidden := "mlflow" not in sys.modules:  # DeepSpeed's autotuner would import it, which takes seconds
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
     import deepspeed
     import deepspeed.ops
     from deepspeed.runtime.zero import stage3, stage_1_and_2
 
+    if hidden:
+        del sys.modules["mlflow"]
     allowed = next(Requirement(line) for line in requires("vitscale") or () if line.startswith("deepspeed"))
     if deepspeed.__version__ not in allowed.specifier:
         raise LaunchError(f"deepspeed {deepspeed.__version__} is installed, vitscale needs {allowed}: pip install '{allowed}'")

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import SerializeAsAny, ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError
 
-from data_pipeline.config import Channels, DataConfig, Section
+from data_pipeline.config import Channels, DataConfig, Positive, Section
 from vitscale.errors import ModelError
 from vitscale.model.config import ModelConfig
 
@@ -20,9 +20,9 @@ class ModelInfo(Section):
 
     model: SerializeAsAny[ModelConfig]
     mean: Channels
-    std: Channels
+    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
     interpolation: Literal["bilinear", "bicubic"]
-    eval_crop: float
+    eval_crop: Annotated[float, Field(gt=0.0, le=1.0)]
     classes: list[str]
 
     @classmethod

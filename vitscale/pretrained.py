@@ -1,5 +1,6 @@
 """A trained model, ready to use: `load_pretrained(uri_or_dir)` has `.model`, `.transform` and `.classes`."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from data_pipeline.decode import to_rgb
 from data_pipeline.mixing import normalise
@@ -15,7 +17,7 @@ from data_pipeline.views import eval_view
 from vitscale.errors import ModelError
 from vitscale.model.build import Model, build
 from vitscale.model.config import ModelConfig
-from vitscale.modelinfo import ModelInfo, read_model_info
+from vitscale.modelinfo import ModelInfo, explain, read_model_info
 from vitscale.source import is_foreign, locate
 from vitscale.tracking import tracking_uri
 from vitscale.weights import sharded
@@ -54,7 +56,10 @@ class Pretrained:
 def build_model(config: ModelConfig | str, **changes: int | float | str | None) -> Model:
     """A freshly initialised model: `build_model("vit-b16", image_size=384, num_classes=10)`."""
     if isinstance(config, str):
-        config = ModelConfig.model_validate({"name": config, **changes})
+        try:
+            config = ModelConfig.model_validate({"name": config, **changes})
+        except ValidationError as error:
+            raise ModelError(explain(error)) from None
     return build(config)
 
 
@@ -76,6 +81,8 @@ def open_model(path: Path) -> tuple[ModelInfo, dict[str, torch.Tensor]]:
     """What a model directory, or a file of weights of any layout, holds."""
     if is_foreign(path):
         imported = read_model(path)
+        if imported.note:
+            print(f"{path}: {imported.note}", file=sys.stderr)
         return imported.info, imported.weights
     return read_model_info(path), sharded.read(path)
 

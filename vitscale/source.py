@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,8 @@ def _fetch(source: str, folder: Path, uri: str) -> Origin:
         from vitscale.weights.convert import read_model, write_model
 
         imported = read_model(Path(source))
+        if imported.note:
+            print(f"{source}: {imported.note}", file=sys.stderr)
         write_model(folder, imported.info, imported.weights)
         origin = Origin(source, str(Path(source).absolute()), None)
     else:

@@ -28,7 +28,7 @@ from data_pipeline.stream import Shards
 from vitscale import preflight, publish, recipe
 from vitscale.checkpoint import complete, restore
 from vitscale.config import HardwareConfig, RunConfig, grad_accum, micro_batch
-from vitscale.engine import Engine
+from vitscale.engine import Engine, import_deepspeed
 from vitscale.errors import USER_ERRORS, TrackingError
 from vitscale.health import Watch
 from vitscale.loop import Cadence, fit
@@ -47,6 +47,7 @@ from vitscale.world import OtherRankFailedError, World
 def main(cfg: RunConfig) -> None:
     """Run a recipe from where it stands to its end. Call on every rank."""
     with World(cfg.hardware, cfg.seed) as world:
+        import_deepspeed(world.device.type)
         say(f"{cfg.name}: {world.size} {'process is' if world.size == 1 else 'processes are'} up", world.is_main)
         run, origin = open_run(cfg, world)
         try:

@@ -287,6 +287,31 @@ def test_a_table_for_another_size_is_kept_until_the_weights_change(pos_embed):
         assert len(tables._kept) == 1  # of one size alone, else evaluation on images of all sizes fills the memory
 
 
+@pytest.mark.parametrize("round", range(20))  # a freed address is soon used again
+def test_a_table_is_renewed_when_the_weights_are_replaced(round):
+    model = randomised(vit())
+    tables, weights = tables_of(model), {name: torch.randn_like(p) for name, p in model.state_dict().items()}
+    with torch.no_grad():
+        tables.at(0, (2, 5))
+        model.load_state_dict(weights, assign=True)
+        torch.testing.assert_close(tables.at(0, (2, 5)), tables.make(0, (2, 5)), rtol=0, atol=0)
+        other = {name: tensor + round for name, tensor in weights.items()}
+        found = torch.func.functional_call(model, other, (torch.ones(1, 3, 8, 20),))
+        model.load_state_dict(other)
+        torch.testing.assert_close(found, model(torch.ones(1, 3, 8, 20)))
+
+
+def test_what_training_writes_past_torchs_eyes_is_seen_in_the_next_evaluation():
+    model = randomised(vit())
+    tables = tables_of(model)
+    with torch.no_grad():
+        tables.at(0, (2, 5))
+        model.train()
+        tables.table.data.mul_(5)
+        model.eval()
+        torch.testing.assert_close(tables.at(0, (2, 5)), tables.make(0, (2, 5)), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("pos_embed", ["learned1d", "learned2d", "relative"])
 def test_with_gradients_a_table_is_made_anew_and_learns(pos_embed):
     model = randomised(vit(pos_embed=pos_embed, pool="gap"))

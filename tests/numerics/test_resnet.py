@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from references import layers
 from references.layers import Affine
 from references.native import logits_native
-from tiny_models import bit, randomised, weights_of
+from tiny_models import Watched, bit, randomised, weights_of
 
 from vitscale.model.build import build
 from vitscale.model.config import ModelConfig
@@ -89,7 +89,9 @@ def test_group_norms_are_computed_in_fp32():
     half = (torch.randn(2, 64, 5, 5) * 50 + 300).bfloat16()  # a mean that bf16 arithmetic would not survive
     scale = Affine(norm.weight.detach().double().numpy(), norm.bias.detach().double().numpy())
     expected = layers.group_norm(layers.channels_last(half.double().numpy()), scale, 1e-6).transpose(0, 3, 1, 2)
-    found = norm(half)
+    with Watched("group_norm") as watched:
+        found = norm(half)
+    assert watched.seen == [torch.float32] * 3
     assert found.dtype == torch.bfloat16
     np.testing.assert_allclose(found.detach().double().numpy(), expected, rtol=2**-8, atol=1e-3)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from references.native import logits_native
-from tiny_models import ON_RESNET, PLACES, POS_EMBEDS, SIZES, random_images, randomised, vit, weights_of
+from tiny_models import ON_RESNET, PLACES, POS_EMBEDS, SIZES, Watched, random_images, randomised, vit, weights_of
 
 from vitscale.model.config import ViTConfig
 from vitscale.model.vit import PatchEmbed, ViT
@@ -135,7 +135,9 @@ def test_layer_norms_are_computed_in_fp32():
     for weight in (model.norm.weight, model.norm.bias):  # as DeepSpeed's bf16 leaves them
         weight.data = weight.data.bfloat16()
     expected = F.layer_norm(half.double(), (24,), model.norm.weight.double(), model.norm.bias.double(), 1e-6)
-    found = model.norm(half)
+    with Watched("layer_norm") as watched:
+        found = model.norm(half)
+    assert watched.seen == [torch.float32] * 3
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-3)
 

@@ -11,7 +11,8 @@ MAX_LINES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 11_000, 400, 50
 
 
 def test_the_whole():
-    assert 1_000 < sum(len(path.read_text().splitlines()) for path in SOURCE) < MAX_LINES
+    lines = [line for path in SOURCE for line in path.read_text().splitlines() if line.strip()]
+    assert 1_000 < len(lines) < MAX_LINES  # blank lines are the formatter's
 
 
 @pytest.mark.parametrize("path", SOURCE, ids=lambda path: str(path.relative_to(ROOT)))

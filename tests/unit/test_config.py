@@ -26,7 +26,7 @@ optim: {lr: 0.5}
     ("changes", "said"),
     [
         ({"image_size": 230}, "image_size 230 is not a multiple of patch_size 16; use 224 or 240"),
-        ({"image_size": 10}, "image_size 10 is not a multiple of patch_size 16; use 16 or 16"),
+        ({"image_size": 10}, "image_size 10 is not a multiple of patch_size 16; use 16 "),
         (
             {"image_size": 120, "patch_size": 1, "stem_blocks": [3, 4, 9]},
             "image_size 120 is not a multiple of patch_size 1 times the ResNet's stride 16; use 112 or 128",

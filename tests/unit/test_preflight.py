@@ -115,7 +115,7 @@ def test_another_recipe_in_the_run_directory_is_found(sound, tmp_path):
 
 
 def test_pretrained_weights_that_are_not_there_are_found(sound):
-    with pytest.raises(ModelError, match="no such directory"):
+    with pytest.raises(ModelError, match="gone: neither a checkpoint directory nor a file of weights"):
         check(sound("init.from=gone"), ranks=1, environ={})
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from data_pipeline.config import Section
 from vitscale.model.zoo import BIT, ZOO
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**24)]
 Grid = tuple[int, int]  # cells down, cells across
 
 
@@ -19,7 +19,7 @@ class ModelConfig(Section):
 
     name: str = "custom"
     """a model of the papers (vit-b16, vit-l16, r50-b16, bit-r152x4, ...) that fills in its numbers, or `custom`"""
-    image_size: Count = 224
+    image_size: int = Field(224, ge=1, le=2**16)
     """side of the square input in pixels"""
     num_classes: Count = 1000
     """outputs of the head"""
@@ -77,9 +77,9 @@ class ViTConfig(ModelConfig):
 
     patch_size: Count
     """side of a patch: in pixels, in a hybrid in cells of the ResNet's output"""
-    width: int = Field(ge=8)
+    width: int = Field(ge=8, le=2**17)
     """D, the length of a token"""
-    depth: Count
+    depth: int = Field(ge=1, le=1000)
     """encoder blocks"""
     num_heads: Count
     """attention heads; must divide width"""
@@ -113,12 +113,10 @@ class ViTConfig(ModelConfig):
     def shapes_fit(self) -> Self:
         if self.image_size % self.stride:
             near = self.image_size // self.stride * self.stride
-            stride = f"patch_size {self.patch_size}"
+            stride, sizes = f"patch_size {self.patch_size}", [str(size) for size in (near, near + self.stride) if size]
             if self.stem_blocks is not None:
                 stride += f" times the ResNet's stride {self.stem_stride}"
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of {stride}; use {near or self.stride} or {near + self.stride}"
-            )
+            raise ValueError(f"image_size {self.image_size} is not a multiple of {stride}; use {' or '.join(sizes)}")
         if self.width % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide width {self.width}")
         parts = {"sincos2d": 4, "learned2d": 2}.get(self.pos_embed, 1)

@@ -3,7 +3,7 @@
 Grids are (patches down, patches across). T tables: one per block where each has its own, else one. O offsets.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,11 @@ class Tables(nn.Module):
         super().__init__()
         self.config = config
         self.num_tables = config.depth if config.pos_embed_at == "every" else 1
-        self._kept: dict[int, tuple[object, torch.Tensor]] = {}
+        self._kept: dict[int, tuple[object, list[torch.Tensor], torch.Tensor]] = {}
+
+    def train(self, mode: bool = True) -> Self:
+        self._kept.clear()  # weights that training writes to by `.data` do not tell
+        return super().train(mode)
 
     def at(self, layer: int, grid: Grid) -> torch.Tensor:
         """The table of a block for a grid."""
@@ -32,9 +36,10 @@ class Tables(nn.Module):
         if torch.is_grad_enabled() or grid == self.config.grid or any(weight.is_inference() for weight in weights):
             return self.make(table, grid)
         made_from = grid, [(weight.data_ptr(), weight._version) for weight in weights]
-        if table not in self._kept or self._kept[table][0] != made_from:
-            self._kept[table] = made_from, self.make(table, grid)
-        return self._kept[table][1]
+        kept = self._kept.get(table)
+        if kept is None or kept[0] != made_from or any(old is not new for old, new in zip(kept[1], weights, strict=True)):
+            kept = self._kept[table] = made_from, weights, self.make(table, grid)
+        return kept[2]
 
     def make(self, table: int, grid: Grid) -> torch.Tensor:
         """A table for a grid, in the type of the weights."""

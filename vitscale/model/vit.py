@@ -70,6 +70,8 @@ class ViT(nn.Module):
 
     def grid_of(self, images_BCHW: torch.Tensor) -> Grid:
         """Patches down and across; ValueError where they do not fit."""
+        if images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3 or 0 in images_BCHW.shape[2:]:
+            raise ValueError(f"images have the shape {list(images_BCHW.shape)}, it should be [batch, 3, height, width]")
         height, width = images_BCHW.shape[2:]
         stride, expected = self.config.stride, self.config.image_size
         if height % stride or width % stride:

@@ -36,12 +36,26 @@ class Imported(NamedTuple):
     weights: Tensors
     format: str
     assumed: Fields  # what neither the files nor the caller said
+    left_out: list[str]  # what the file holds beside the weights
+
+    @property
+    def note(self) -> str:
+        """What the user should know of it; empty where there is nothing."""
+        notes = []
+        if self.assumed:
+            assumed = ", ".join(f"{name}={value}" for name, value in self.assumed.items())
+            notes.append(f"assumed, because the file does not say: {assumed}; `vitscale import` takes what is known better")
+        if self.left_out:
+            more = f" and {len(self.left_out) - 3} more" if len(self.left_out) > 3 else ""
+            notes.append(f"left out, because it is no part of the model: {', '.join(self.left_out[:3])}{more}")
+        return "\n".join(notes)
 
 
 def read_model(path: Path, changes: Fields | None = None) -> Imported:
     """A file of weights, or a folder with one and its config.json. `changes`: fields of model.json that are known better."""
     file = _weights_file(path)
-    tensors = {re.sub(r"(standardized_conv2d)_\d+", r"\1", name): tensor for name, tensor in files.read(file).items()}
+    found, left_out = files.read(file)
+    tensors = {re.sub(r"(standardized_conv2d)_\d+", r"\1", name): tensor for name, tensor in found.items()}
     layout = next((layout for layout in LAYOUTS if layout.mark in tensors), None)
     if layout is None:
         raise ModelError(f"{file}: not a layout known here; it begins with {', '.join(sorted(tensors)[:3]) or 'nothing'}")
@@ -51,12 +65,13 @@ def read_model(path: Path, changes: Fields | None = None) -> Imported:
     if layout.mark.startswith(BLOCK):
         known = {"num_heads": tensors[layout.mark].shape[1], **known}
     fields = infer(weights, {**layout.options, **known}, str(file))
-    guessed = {f"model.{name}": fields[name] for name in (*layout.options, "num_heads") if name in fields.keys() - known}
+    unseen = (*layout.options, "num_heads", *(("pool",) if layout.format == "timm" and "cls_token" in weights else ()))
+    guessed = {f"model.{name}": fields[name] for name in unseen if name in fields.keys() - known}
     assumed = {key: value for key, value in _preprocessing(fields).items() if key not in told}
     info = _checked({"classes": [], **assumed, **told, "model": fields}, str(file))
     weights |= _new_head(weights, info.model)
     check_tensors(weights, info.model, str(file))
-    return Imported(info, weights, layout.format, assumed | guessed)
+    return Imported(info, weights, layout.format, assumed | guessed, left_out)
 
 
 def _weights_file(path: Path) -> Path:
@@ -111,10 +126,10 @@ def _new_head(weights: Tensors, config: ModelConfig) -> Tensors:
 
 def write_model(folder: Path, info: ModelInfo, weights: Tensors) -> None:
     """A model directory, as checkpoints and published models are; its sums come last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(info.dump())
-    files.write(folder / WEIGHTS, weights, {})
-    write_sums(folder)
+    with files.whole(folder) as partial:
+        (partial / FILE).write_text(info.dump())
+        files.write(partial / WEIGHTS, weights, {})
+        write_sums(partial)
 
 
 def export(info: ModelInfo, weights: Tensors, form: Format, out: Path) -> list[Path]:
@@ -130,13 +145,16 @@ def export(info: ModelInfo, weights: Tensors, form: Format, out: Path) -> list[P
         tensors, metadata = weights, {files.METADATA: json.dumps(info.model_dump(mode="json"))}
     else:
         tensors, metadata = in_layout(info.model, weights, form), {"format": "pt"}
-    beside = (huggingface_files if form == "hf" else timm_files)(info) if is_folder else {}
-    target = out / "model.safetensors" if is_folder else out
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for name, content in beside.items():
-        (out / name).write_text(json.dumps(content, indent=1) + "\n")
-    files.write(target, tensors, metadata)
-    return [*(out / name for name in beside), target]
+    if not is_folder:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.write(out, tensors, metadata)
+        return [out]
+    beside = (huggingface_files if form == "hf" else timm_files)(info)
+    with files.whole(out) as partial:
+        for name, content in beside.items():
+            (partial / name).write_text(json.dumps(content, indent=1) + "\n")
+        files.write(partial / "model.safetensors", tensors, metadata)
+    return [out / name for name in (*beside, "model.safetensors")]
 
 
 def in_layout(config: ModelConfig, weights: Tensors, form: Format) -> Tensors:

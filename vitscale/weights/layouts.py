@@ -162,6 +162,14 @@ class Layout(NamedTuple):
 
 BLOCK = "Transformer/encoderblock_0/MultiHeadDotProductAttention"
 TIMM_ARITHMETIC = {"gelu": "exact", "resnet_eps": "timm"}
+# ViTModel, pretrained without a classifier: its pooler is the official models' pre-logits.
+HUGGINGFACE_BARE = (
+    """
+pre_logits.fc.{weight,bias}                 vit.pooler.dense.{weight,bias}
+"""
+    + HUGGINGFACE
+)
+HUGGINGFACE_BARE = HUGGINGFACE_BARE.replace("vit.", "")
 HUGGINGFACE_ARITHMETIC = {"gelu": "exact", "norm_eps": 1e-12}
 LAYOUTS = (
     Layout("npz", "vit", f"{BLOCK}_1/query/kernel", read_rules(OFFICIAL) + read_rules(OFFICIAL_STEM, first=1)),
@@ -172,6 +180,7 @@ LAYOUTS = (
     Layout("timm", "vit", "blocks.0.attn.qkv.weight", read_rules(TIMM), {"gelu": "exact"}),
     Layout("timm", "bit", "stem.conv.weight", read_rules(TIMM_BIT), {"resnet_eps": "timm"}),
     Layout("hf", "vit", "vit.encoder.layer.0.output.dense.weight", read_rules(HUGGINGFACE), HUGGINGFACE_ARITHMETIC),
+    Layout("hf", "bare", "encoder.layer.0.output.dense.weight", read_rules(HUGGINGFACE_BARE), HUGGINGFACE_ARITHMETIC),
     Layout("hf", "modules", "vit.layers.0.mlp.fc2.weight", read_rules(HUGGINGFACE_5), HUGGINGFACE_ARITHMETIC),
     Layout("safetensors", "vit", "blocks.0.attention.qkv.weight", []),
     Layout("safetensors", "bit", "stages.0.0.conv1.weight", []),

@@ -34,9 +34,11 @@ def unpack(tensors: Tensors, rules: list[Rule], where: str) -> Tensors:
         rule, part, ours = next(_matches(name, rules), (None, 0, ""))
         if rule is None:
             raise ModelError(
-                f"{where}: tensor {name} {list(tensor.shape)} has no place in a model of this project; the file is of another "
-                "kind of model, or holds more than its weights: take the tensor out"
+                f"{where}: tensor {name} {list(tensor.shape)} has no place in a model of this project; the file is of a model "
+                "that computes something else, or holds more than weights"
             )
+        if part in parts.get(ours, {}):
+            raise ModelError(f"{where}: {name} is there twice, under two names of {ours}; the file is of two models in one")
         if rule.their_axes.startswith("1 1 1 ") and tensor.ndim == 1:  # a GroupNorm as newer flax keeps it
             tensor = tensor[None, None, None]
         try:
@@ -47,11 +49,18 @@ def unpack(tensors: Tensors, rules: list[Rule], where: str) -> Tensors:
         if lengths.get("p") != lengths.get("q"):
             raise ModelError(f"{where}: tensor {name} is {list(tensor.shape)}; only weights of square patches can be taken")
         expected[ours] = rule
-    for ours, rule in expected.items():
-        if missing := [name for part, name in enumerate(rule.theirs) if part not in parts[ours]]:
-            name = missing[0].format(*(number + rule.first for number in _numbers(ours, rule.ours) or ()))
-            raise ModelError(f"{where}: of {ours} only a part is there, {name} is missing; the file is incomplete")
-    return {name: torch.cat([part for _, part in sorted(found.items())]).contiguous() for name, found in parts.items()}
+    return {ours: _joined(parts[ours], rule, ours, where) for ours, rule in expected.items()}
+
+
+def _joined(parts: dict[int, torch.Tensor], rule: Rule, ours: str, where: str) -> torch.Tensor:
+    """Ours of its parts, of which none may be missing."""
+    if missing := [name for part, name in enumerate(rule.theirs) if part not in parts]:
+        name = missing[0].format(*(number + rule.first for number in _numbers(ours, rule.ours) or ()))
+        raise ModelError(f"{where}: of {ours} only a part is there, {name} is missing; the file is incomplete")
+    found = [part for _, part in sorted(parts.items())]
+    if len(shapes := {str(list(part.shape)) for part in found}) > 1:
+        raise ModelError(f"{where}: the parts of {ours} are {' and '.join(sorted(shapes))}, they should be equal")
+    return torch.cat([torch.atleast_1d(part) for part in found]) if len(found) > 1 else found[0].contiguous()
 
 
 def pack(tensors: Tensors, rules: list[Rule], layout: str, **lengths: int) -> Tensors:
@@ -82,7 +91,8 @@ def _matches(name: str, rules: list[Rule]) -> Iterator[tuple[Rule, int, str]]:
 def _numbers(name: str, pattern: str) -> list[int] | None:
     """The numbers where `pattern` has `{}` or `{:02}`; None where the name is another."""
     found = _expression(pattern).fullmatch(name)
-    return [int(number) for number in found.groups()] if found else None
+    numbers = [int(number) for number in found.groups()] if found else []
+    return numbers if found and pattern.format(*numbers) == name else None  # not block 00
 
 
 def read_rules(table: str, first: int = 0) -> list[Rule]:

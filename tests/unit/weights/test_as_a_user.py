@@ -11,16 +11,16 @@ from safetensors.torch import load_file
 from tiny_models import randomised, vit
 
 from vitscale import load_pretrained
-from vitscale.config import InitConfig
 from vitscale.errors import ModelError
-from vitscale.model.build import build
-from vitscale.model.config import ModelConfig
 from vitscale.model.posembed import resize
 from vitscale.modelinfo import ModelInfo, read_model_info
+from vitscale.rundir import RunDir
 from vitscale.source import fetch_init
 from vitscale.sums import verify
+from vitscale.train import build_model
+from vitscale.weights.beside import timm_files
 from vitscale.weights.convert import write_model
-from vitscale.weights.transfer import table, transfer
+from vitscale.world import World
 
 CLASSES = list("abcde")
 
@@ -76,7 +76,8 @@ def test_another_image_size(vitscale, draw, write, red):
     assert said["top"] == [guess._asdict()]
     done = vitscale("predict", "B.npz", "red.png", "--image-size", "18")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: image_size 18 is not a multiple of patch_size 4; use 16 or 20\n"
+    assert done.stderr.endswith("error: image_size 18 is not a multiple of patch_size 4; use 16 or 20\n")
+    assert "B.npz: assumed, because the file does not say: mean=" in done.stderr
 
 
 def test_eval_of_a_file_counts_every_image(vitscale, draw, write, shards):
@@ -110,6 +111,13 @@ def test_export_and_import_bring_the_model_back(vitscale, tmp_path, form, out):
         assert (info.classes, info.mean, info.std, info.interpolation) == (CLASSES, (0.1, 0.2, 0.3), (1, 2, 3), "bilinear")
 
 
+def test_timm_rounds_to_the_width_that_the_mlp_has():
+    """timm's MLP has int(width x ratio) channels (models/vision_transformer.py)."""
+    for width, mlp_dim in ((376, 6144), (104, 120), (24, 40), (1408, 6144)):
+        arguments = timm_files(info_of(vit(width=width, mlp_dim=mlp_dim, num_heads=1)))["config.json"]["model_args"]
+        assert int(arguments["embed_dim"] * json.loads(json.dumps(arguments["mlp_ratio"]))) == mlp_dim
+
+
 def test_arithmetic_that_a_layout_does_not_tell_is_noted(vitscale, tmp_path):
     write_model(tmp_path / "model", info_of(vit(gelu="exact", norm_eps=1e-12)), randomised(vit()).state_dict())
     said = {form: vitscale("export", "model", "--format", form, "--out", f"{form}-out").stderr for form in ("timm", "hf")}
@@ -138,44 +146,43 @@ def test_what_was_published_is_exported(vitscale, tmp_path, store):
     assert np.array_equal(np.load(tmp_path / "o.npz")["cls"], weights["cls_token"])
 
 
-SIZES = {"patch_size": 4, "width": 24, "depth": 2, "num_heads": 3, "mlp_dim": 48, "num_classes": 7}
+SPEC = {"patch_size": 4, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16, "image_size": 8, "num_classes": 9}
 
 
-def test_a_fine_tuning_starts_from_a_file_at_a_higher_resolution(draw, write, tmp_path):
+def test_a_fine_tuning_starts_from_a_file_at_a_higher_resolution(draw, write, config):
     """As a run does it: fetched into its directory as a model, then moved into the recipe's."""
-    tensors = draw("npz", representation_size=16)
-    source, recipe = write("L.npz", tensors), ModelConfig.model_validate({**SIZES, "image_size": 20})
-    init = InitConfig.model_validate({"from": str(source)})
-    origin = fetch_init(init, recipe, tmp_path / "init", "sqlite:///never-asked.db")
+    tensors = draw("npz", **SPEC, representation_size=16)
+    source = write("L.npz", tensors)
+    cfg = config(f"init.from={source}", "model.image_size=20")
+    run = RunDir(cfg)
+    origin = fetch_init(cfg.init, cfg.model, run.init, "sqlite:///never-asked.db")
     assert origin == (str(source), str(source), None)
-    assert verify(tmp_path / "init") == []
-    source.rename(tmp_path / "moved.npz")
-    assert fetch_init(init, recipe, tmp_path / "init", "sqlite:///never-asked.db") == origin
-    model = build(recipe)
-    pretrained = load_file(tmp_path / "init" / "weights.safetensors")
-    fates = transfer(model, pretrained, read_model_info(tmp_path / "init").model)
-    found = {tuple(line.split()[:2]) for line in table(fates).splitlines()}
-    assert {("pos_embed.table", "resized"), ("head.weight", "new"), ("pre_logits.fc.weight", "dropped")} < found
+    assert verify(run.init) == []
+    source.rename(source.with_name("moved.npz"))
+    assert fetch_init(cfg.init, cfg.model, run.init, "sqlite:///never-asked.db") == origin
+    model = build_model(cfg, run, World(cfg.hardware, cfg.seed))
+    found = {tuple(line.split(maxsplit=2)) for line in run.transfer.read_text().splitlines()}
+    assert {("pos_embed.table", "resized", "2x2 -> 5x5"), ("head.weight", "new", "[3, 8]")} < found
+    assert {("pre_logits.fc.weight", "dropped", "[16, 8]"), ("cls_token", "kept", "[1, 1, 8]")} < found
     positions = torch.from_numpy(tensors["Transformer/posembed_input/pos_embedding"])
-    assert torch.equal(model.pos_embed.table, resize(positions, (3, 3), (5, 5), num_prefix_tokens=1))
-    assert np.array_equal(
-        model.blocks[1].mlp.fc1.weight.detach().T, tensors["Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"]
-    )
+    assert torch.equal(model.pos_embed.table, resize(positions, (2, 2), (5, 5), num_prefix_tokens=1))
+    fc1 = tensors["Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"]
+    assert np.array_equal(model.blocks[1].mlp.fc1.weight.detach().T, fc1)
     assert not model.head.weight.any()
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "change, said",
     [
-        ({"width": 48}, r"init\.from: .*L\.npz has another architecture .*width: 24 here, 48 there"),
-        ({"gelu": "exact"}, r"gelu: tanh here, exact there"),
-        ({"pos_embed": "sincos2d"}, r"pos_embed: learned1d here, sincos2d there"),
+        ("model.width=16", r"init\.from: .*L\.npz has another architecture .*width: 8 here, 16 there"),
+        ("model.gelu=exact", r"gelu: tanh here, exact there"),
+        ("model.pos_embed=sincos2d", r"pos_embed: learned1d here, sincos2d there"),
     ],
 )
-def test_a_fine_tuning_from_a_file_of_another_model(draw, write, tmp_path, changes, said):
-    recipe = ModelConfig.model_validate({**SIZES, "image_size": 12, **changes})
+def test_a_fine_tuning_from_a_file_of_another_model(draw, write, config, tmp_path, change, said):
+    cfg = config(f"init.from={write('L.npz', draw('npz', **SPEC))}", change)
     with pytest.raises(ModelError, match=said):
-        fetch_init(InitConfig.model_validate({"from": str(write("L.npz", draw("npz")))}), recipe, tmp_path / "init", "")
+        fetch_init(cfg.init, cfg.model, tmp_path / "init", "sqlite:///never-asked.db")
 
 
 def test_a_folder_of_transformers_is_a_model_too(vitscale, draw, write, red):

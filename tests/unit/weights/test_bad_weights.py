@@ -57,11 +57,13 @@ def extra(name, *shape):
         (without("head/bias"), ["head.bias [5] is missing"]),
         (without("Transformer/posembed_input/pos_embedding"), ["no position embedding", "model.pos_embed=none"]),
         (without("cls"), ["10 positions of patches are no square grid"]),
-        (extra("Transformer/temperature", 3), ["Transformer/temperature [3] has no place", "take the tensor out"]),
+        (extra("Transformer/temperature", 3), ["Transformer/temperature [3] has no place", "or holds more than weights"]),
         (extra(f"{BLOCK}/LayerNorm_7/scale", 24), [f"{BLOCK}/LayerNorm_7/scale [24] has no place"]),
         (reshaped("cls", (1, 1, 25)), ["cls_token is [1, 1, 25], the model has [1, 1, 24]"]),
         (reshaped("head/kernel", (23, 5)), ["head.weight is [5, 23], the model has [5, 24]"]),
         (reshaped("head/bias", (6,)), ["head.bias is [6], the model has [5]"]),
+        (reshaped(f"{QUERY}/value/bias", (3, 9)), ["the parts of blocks.1.attention.qkv.bias are [24] and [27]", "equal"]),
+        (reshaped("Transformer/encoder_norm/scale", ()), ["norm.weight is [], the model has [24]"]),
         (reshaped("head/kernel", (24,)), ["head/kernel is [24], it should have axes i o"]),
         (reshaped(f"{QUERY}/query/bias", (24,)), [f"{QUERY}/query/bias is [24], it should have axes h d"]),
         (reshaped("embedding/kernel", (2, 8, 3, 24)), ["embedding/kernel is [2, 8, 3, 24]", "square patches"]),
@@ -82,7 +84,11 @@ def test_a_npz_that_is_no_whole_model(refuse_import, draw, write, change, said):
 )
 def test_models_of_timm_that_are_not_ours(refuse_import, draw, write, name, shape):
     path = write("deit.pth", extra(name, *shape)(draw("timm")))
-    refuse_import(path, "model.num_heads=3", said=["deit.pth", f"{name} {list(shape)} has no place", "another kind of model"])
+    refuse_import(
+        path,
+        "model.num_heads=3",
+        said=["deit.pth", f"{name} {list(shape)} has no place", "computes something else"],
+    )
 
 
 def test_heads_that_no_tensor_shows(refuse_import, draw, write):

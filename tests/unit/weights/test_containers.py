@@ -1,5 +1,6 @@
 """The same weights in every kind of file, and what is said of files that are none."""
 
+import json
 import os
 import pickle
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from vitscale.errors import ModelError
+from vitscale.pretrained import load_pretrained
 from vitscale.weights import files
-from vitscale.weights.convert import read_model
+from vitscale.weights.convert import read_model, write_model
 
 HEADS = {"model": {"num_heads": 3}}
 
@@ -46,7 +48,7 @@ NUMPY = {
 def test_checkpoints_of_pytorch(draw, tmp_path, kind, suffix):
     tensors = draw("timm")
     PYTORCH[kind](tmp_path / f"file{suffix}", tensors)
-    found = files.read(tmp_path / f"file{suffix}")
+    found = files.read(tmp_path / f"file{suffix}").tensors
     assert found.keys() == tensors.keys()
     assert all(np.array_equal(found[name], tensor) for name, tensor in tensors.items())
 
@@ -61,7 +63,7 @@ def test_npz_with_the_weights_among_more(draw, write, kind):
 
 def test_bfloat16_of_jax(draw, write):
     tensors = {name: (t.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, t in draw("npz").items()}
-    found = files.read(write("file.npz", bfloat16(tensors)))
+    found = files.read(write("file.npz", bfloat16(tensors))).tensors
     assert all(tensor.dtype == torch.float32 and np.array_equal(tensor, tensors[name]) for name, tensor in found.items())
 
 
@@ -73,11 +75,100 @@ def test_half_precision_is_widened_exactly(draw, write, name):
     assert np.array_equal(found["cls_token"], tensors["cls_token"])
 
 
-def test_nan_comes_in_as_it_is(draw, write):
-    """Import changes no value; whoever uses the model sees it."""
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_what_is_not_finite_is_no_model(draw, write, value):
     tensors = draw("npz")
-    tensors["cls"][0, 0, 0] = np.nan
-    assert read_model(write("file.npz", tensors)).weights["cls_token"].isnan().sum() == 1
+    tensors["cls"] = tensors["cls"].astype(np.float64)
+    tensors["cls"][0, 0, 0] = value
+    with pytest.raises(ModelError, match=r"file\.npz: tensor cls holds 1 values that are not finite in fp32"):
+        read_model(write("file.npz", tensors))
+
+
+@pytest.mark.parametrize(
+    "strange, said",
+    [
+        (torch.zeros(3, dtype=torch.complex64), "tensor strange is stored as torch.complex64"),
+        (torch.zeros(3).to_sparse(), "tensor strange is stored as sparse"),
+        (torch.zeros(3, device="meta"), "tensor strange is stored as meta"),
+        (torch.zeros(1).expand(2**50), "larger than the memory|not readable as .pth"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_plain_array_is_refused_by_name(draw, tmp_path, strange, said):
+    whole = {name: torch.from_numpy(tensor) for name, tensor in draw("timm").items()}
+    torch.save(whole | {"strange": strange}, tmp_path / "f.pth")
+    with pytest.raises(ModelError, match=said):
+        read_model(tmp_path / "f.pth", {"model": {"num_heads": 3}})
+
+
+TWINS = ["blocks.0.gamma_1", "blocks.00.norm1.weight", "blocks.\u0660.norm1.weight", "module.norm.weight", "a\nb"]
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_no_tensor_is_taken_for_another_or_lost(draw, write, twin):
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in draw("timm").items()}
+    tensors |= {"blocks.0.ls1.gamma": torch.ones(24), "blocks.0.ls2.gamma": torch.ones(24), twin: torch.ones(24)}
+    with pytest.raises(ModelError, match=r"is there twice|has no place|with and without `module\.`|is no name of a tensor"):
+        read_model(write("file.pth", {name: tensor.numpy() for name, tensor in tensors.items()}))
+
+
+def test_what_is_left_out_is_told(draw, write):
+    tensors = {f"params/{name}": tensor for name, tensor in draw("npz").items()}
+    got = read_model(write("file.npz", tensors | {"opt/step": np.zeros(1, np.float32)}))
+    assert got.left_out == ["opt/step"] and "left out, because it is no part of the model: opt/step" in got.note
+
+
+def test_two_models_in_one_file_are_not_chosen_between(draw, tmp_path):
+    whole = {name: torch.from_numpy(tensor) for name, tensor in draw("timm").items()}
+    torch.save({"model": whole, "state_dict": whole}, tmp_path / "file.pth")
+    with pytest.raises(ModelError, match="holds state_dict and model; keep the one that is meant"):
+        files.read(tmp_path / "file.pth")
+
+
+def test_numbers_of_another_order_of_bytes(draw, write):
+    tensors = draw("npz")
+    swapped = {name: tensor.astype(tensor.dtype.newbyteorder(">")) for name, tensor in tensors.items()}
+    found = files.read(write("file.npz", swapped)).tensors
+    assert all(np.array_equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_claims_of_the_metadata_cost_nothing(draw, tmp_path):
+    weights = read_model(write_npz(tmp_path, draw)).weights
+    for model in ({"depth": 300_000}, {"image_size": 10**12}):
+        claim = {
+            "model": {"num_heads": 3, **model},
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+            "interpolation": "bicubic",
+            "eval_crop": 1.0,
+        }
+        files.write(tmp_path / "file.safetensors", weights, {files.METADATA: json.dumps(claim)})
+        with pytest.raises(ModelError, match="less than or equal to"):
+            read_model(tmp_path / "file.safetensors")
+    files.write(tmp_path / "file.safetensors", weights, {files.METADATA: "[" * 100_000})
+    with pytest.raises(ModelError, match="not JSON"):
+        read_model(tmp_path / "file.safetensors")
+
+
+def write_npz(folder, draw):
+    np.savez(folder / "whole.npz", **draw("npz"))
+    return folder / "whole.npz"
+
+
+@pytest.mark.parametrize("change", [{"eval_crop": 7.0}, {"std": [0.0, 0.5, 0.5]}, {"eval_crop": -3.0}])
+def test_preprocessing_that_cannot_be_is_refused(draw, tmp_path, change):
+    with pytest.raises(ModelError, match=next(iter(change))):
+        read_model(write_npz(tmp_path, draw), change)
+
+
+def test_a_folder_that_cannot_be_written_whole_is_not_there(draw, tmp_path):
+    imported = read_model(write_npz(tmp_path, draw))
+    sparse = {name: tensor.to_sparse() for name, tensor in imported.weights.items()}
+    with pytest.raises(ValueError, match="sparse"):
+        write_model(tmp_path / "out", imported.info, sparse)
+    assert not list(tmp_path.glob("*out*"))
+    write_model(tmp_path / "out", imported.info, imported.weights)
+    assert load_pretrained(tmp_path / "out").info == imported.info
 
 
 class Code:

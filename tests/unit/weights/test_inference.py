@@ -10,6 +10,8 @@ from vitscale.errors import ModelError
 from vitscale.model.build import parameter_shapes
 from vitscale.model.config import ModelConfig
 from vitscale.model.zoo import ZOO
+from vitscale.modelinfo import ModelInfo
+from vitscale.weights.beside import huggingface_files, timm_files
 from vitscale.weights.convert import in_layout, layout_for, read_model
 from vitscale.weights.infer import infer
 from vitscale.weights.rules import unpack
@@ -119,6 +121,19 @@ def test_what_transformers_does_not_write_are_its_defaults(draw, write):
     assert (got.info.model.num_heads, got.info.model.gelu, got.info.model.norm_eps) == (12, "exact", 1e-12)
 
 
+@pytest.mark.parametrize("width, mlp_dim", [(24, 49), (192, 577), (1408, 6144), (48, 1)])
+def test_what_is_said_of_sizes_beside_an_export(width, mlp_dim):
+    """timm takes int(mlp_ratio * width), in floating point."""
+    sizes = {"patch_size": 4, "width": width, "depth": 1, "num_heads": 2, "mlp_dim": mlp_dim, "image_size": 8, "norm_eps": 3e-5}
+    config = ModelConfig.model_validate({**sizes, "num_classes": 3})
+    preprocessing = {"mean": (0.1,) * 3, "std": (0.2,) * 3, "interpolation": "bicubic", "eval_crop": 0.9}
+    info = ModelInfo(model=config, classes=["a", "b", "c"], **preprocessing)
+    arguments = timm_files(info)["config.json"]["model_args"]
+    assert int(arguments["mlp_ratio"] * arguments["embed_dim"]) == mlp_dim
+    said = huggingface_files(info)["config.json"]
+    assert (said["layer_norm_eps"], said["intermediate_size"], said["id2label"][2]) == (3e-5, mlp_dim, "c")
+
+
 def test_made_up_labels_are_no_class_names(draw, write):
     labels = {"id2label": {str(number): f"LABEL_{number}" for number in range(5)}}
     assert read_model(write("hf/model.safetensors", draw("hf"), HF | labels).parent).info.classes == []
@@ -134,7 +149,7 @@ def test_what_nobody_said_is_told(draw, write):
     got = read_model(write("file.safetensors", draw("timm", **spec)))
     half = (0.5, 0.5, 0.5)
     preprocessing = {"mean": half, "std": half, "interpolation": "bicubic", "eval_crop": 0.9}
-    assert got.assumed == preprocessing | {"model.gelu": "exact", "model.num_heads": 3}
+    assert got.assumed == preprocessing | {"model.gelu": "exact", "model.num_heads": 3, "model.pool": "token"}
     said = {"mean": half, "std": half, "interpolation": "bicubic", "eval_crop": 1.0}
     got = read_model(write("file.npz", draw("npz", **spec)), said)
     assert (got.assumed, got.info.eval_crop) == ({}, 1.0)
@@ -145,6 +160,18 @@ def test_a_head_can_be_asked_for_where_there_is_none(draw, write):
     got = read_model(write("file.npz", tensors), {"model": {"num_classes": 9}})
     assert got.weights["head.weight"].shape == (9, 16)
     assert not got.weights["head.weight"].any() and not got.weights["head.bias"].any()
+
+
+def test_a_vit_model_of_transformers_without_a_classifier(draw, write):
+    """As google/vit-base-patch16-224-in21k is stored: no `vit.`, and the pooler that was the pre-logits."""
+    whole = draw("hf")
+    bare = {name.removeprefix("vit."): tensor for name, tensor in whole.items() if not name.startswith("classifier.")}
+    pooler = {"pooler.dense.weight": np.eye(24, dtype=np.float32), "pooler.dense.bias": np.zeros(24, np.float32)}
+    got = read_model(write("hf/model.safetensors", bare | pooler, HF | {"id2label": {}}).parent, {"model": {"num_classes": 7}})
+    expected = read_model(write("whole.safetensors", whole), HEADS).weights
+    assert torch.equal(got.weights["pre_logits.fc.weight"], torch.eye(24))
+    assert got.weights["head.weight"].shape == (7, 24)
+    assert all(torch.equal(got.weights[name], tensor) for name, tensor in expected.items() if "head" not in name)
 
 
 BASE = {"architecture": "vit", "model_args": {"num_heads": 3}}
