@@ -125,6 +125,8 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether it is true on any rank, on every rank."""
+        if self.size == 1:
+            return flag
         answer = torch.tensor([flag], dtype=torch.uint8)
         dist.all_reduce(answer, dist.ReduceOp.MAX)
         return bool(answer)
