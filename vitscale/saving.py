@@ -8,6 +8,7 @@ hidden name, SHA256SUMS last, then the rename that makes the checkpoint exist. T
 import json
 import shutil
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -39,34 +40,52 @@ class Snapshot:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # The wide ones first, so that each is aligned.
-        live = dict(sorted(self._live().items(), key=lambda item: -item[1].element_size()))
-        sizes = [tensor.nbytes for tensor in live.values()]
+        live = self._live()
         self._head = sharded.header(live, {})
-        self._data = torch.zeros(sum(sizes), dtype=torch.uint8, pin_memory=engine.world.device.type == "cuda")
-        self._copies = dict(zip(live, self._data.split(sizes), strict=True))
-        self.num_bytes = len(self._head) + sum(sizes)
+        size = sum(tensor.nbytes for tensor in live.values())
+        self._data = torch.zeros(size, dtype=torch.uint8, pin_memory=engine.world.device.type == "cuda")
+        self.num_bytes = len(self._head) + size
 
     def _live(self) -> dict[str, torch.Tensor]:
-        return {
-            f"{fragment.name}@{fragment.start}/{kind}": tensor
-            for fragment in self._engine.fragments()
-            for kind, tensor in fragment.tensors.items()
-        }
+        """The fragments, the wider numbers first so that all are aligned, then as they lie in memory."""
+        storages: dict[int, int] = {}
+
+        def place(item: tuple[str, torch.Tensor]) -> tuple[int, int, int]:
+            storage = item[1].untyped_storage().data_ptr()
+            return -item[1].element_size(), storages.setdefault(storage, len(storages)), int(item[1].storage_offset())
+
+        fragments = self._engine.fragments()
+        return dict(sorted(((f"{f.name}@{f.start}/{kind}", t) for f in fragments for kind, t in f.tensors.items()), key=place))
 
     def take(self) -> None:
         """Copy everything; it is there when this returns."""
-        for name, tensor in self._live().items():
-            if tensor.is_cuda:
-                self._copies[name].copy_(tensor.view(torch.uint8), non_blocking=True)
-            else:  # a plain memcpy: torch would wake its threads for each, and wait for them
-                self._copies[name].numpy()[:] = tensor.view(torch.uint8).numpy()
+        start = 0
+        for run in adjoining(self._live().values()):
+            target = self._data[start : start + run.numel()]
+            start += run.numel()
+            if run.is_cuda:
+                target.copy_(run, non_blocking=True)
+            else:  # a plain memcpy: torch would wake its threads, and wait for them
+                target.numpy()[:] = run.numpy()
         if self._data.is_pinned():
             torch.cuda.synchronize()
 
     def write(self, path: Path) -> str:
         """Write it, flushed to the disk; returns its SHA-256."""
         return sharded.write_file(path, self._head, [self._data])
+
+
+def adjoining(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The same memory in as few pieces as possible, as bytes: one large copy takes half as long as many small ones."""
+    runs: list[torch.Tensor] = []
+    for piece in (tensor.view(torch.uint8) for tensor in tensors):
+        last = runs[-1] if runs else piece[:0]
+        end = last.storage_offset() + last.numel()
+        if runs and last.untyped_storage().data_ptr() == piece.untyped_storage().data_ptr() and end == piece.storage_offset():
+            runs[-1] = last.as_strided((last.numel() + piece.numel(),), (1,))
+        else:
+            runs.append(piece)
+    return runs
 
 
 class Save(NamedTuple):

@@ -121,7 +121,7 @@ def stop(number: signal.Signals, tiny: Tiny, process: subprocess.Popen) -> int:
 
 
 def damage_checkpoint(tiny: Tiny, process: subprocess.Popen) -> int:
-    """A bit of the newest: the one before counts."""
+    """The launcher is killed, then a bit of the newest flips: the one before counts."""
     kill_launcher(tiny, process)
     *_, before, newest = checkpoints(tiny)
     path = tiny.run_dir() / f"checkpoints/step_{newest:08d}/engine/rank_00001.safetensors"
@@ -145,7 +145,6 @@ def start_twice(tiny: Tiny, process: subprocess.Popen) -> int:
 
 
 MISFORTUNES: list[Callable[[Tiny, subprocess.Popen], int]] = [  # each returns the step at which the next start goes on
-    kill_launcher,
     start_twice,
     die_in_save,
     partial(stop, signal.SIGINT),
