@@ -49,7 +49,7 @@ def restore(run: RunDir, engine: Engine, data: str) -> TrainState:
 def find(checkpoints: Path, data: str) -> Path | None:
     """The checkpoint to go on from. What killed saves left behind is removed."""
     for leftover in checkpoints.glob(".step_*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
     path = latest(checkpoints)
     if path is None:
         return None

@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 
 import torch.distributed as dist
 
+from vitscale.errors import LaunchError
 from vitscale.rundir import RunDir
 from vitscale.world import World
 
@@ -42,6 +43,14 @@ class Beat(NamedTuple):
         return f"rank {self.rank} on {self.host} (process {self.pid}), step {self.step:,}, phase {self.phase}"
 
 
+def deadline(text: str) -> float:
+    """Seconds since 1970; infinity where nothing is said."""
+    try:
+        return float(text or "inf")
+    except ValueError:
+        raise LaunchError(f"VITSCALE_DEADLINE: found {text!r}, it takes seconds since 1970: $(date -d tomorrow +%s)") from None
+
+
 class Watch:
     """`with Watch(...):` around what may hang; call on every rank.
 
@@ -53,7 +62,7 @@ class Watch:
     def __init__(self, world: World, run: RunDir, hang_after_s: float) -> None:
         self._world, self._run, self._limit = world, run, hang_after_s
         self._tick = min(TICK_S, hang_after_s / 8)
-        self._deadline = float(os.environ.get("VITSCALE_DEADLINE") or "inf")
+        self._deadline = deadline(os.environ.get("VITSCALE_DEADLINE", ""))
         self._store = dist.PrefixStore("watch", dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
         self._store.set_timeout(timedelta(seconds=hang_after_s))
         self._heard: dict[str, tuple[float, bytes]] = {}  # when each rank last said something new

@@ -120,6 +120,7 @@ def train_step(engine: Engine, batch: Batch, cfg: RunConfig, state: TrainState, 
         loss = LOSSES[cfg.train.loss](logits, smooth(targets, cfg.train.label_smoothing)).mean()
         engine.backward_and_step(loss)
         loss_sum += loss.detach()
+        engine.world.phases.enter(engine.world.phases.name)  # a sign of life: steps of many micro-steps can be long
     take_in(state, batch, cfg.train.global_batch, engine.world.rank)
     return Reduction(torch.stack([loss_sum / engine.grad_accum, engine.grad_norm]) / engine.world.size)
 

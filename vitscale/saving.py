@@ -206,7 +206,10 @@ class Saver:
         save.partial.rename(save.final)
         fsync(save.final.parent)
         fault.at("save.renamed")
-        prune(save.final.parent, self._config, self._keep_every)
+        try:
+            prune(save.final.parent, self._config, self._keep_every)
+        except OSError as error:  # it is written; that an old one stays harms nothing
+            say(f"warning: {save.final.parent}: an old checkpoint cannot be removed ({error})")
         fault.at("save.pruned")
 
 
@@ -214,12 +217,12 @@ def write_share(snapshot: Snapshot, folder: Path, rank: int) -> None:
     """One rank's file, and beside it a note for rank 0: its SHA-256, or what went wrong."""
     path = folder / f"rank_{rank:05d}.safetensors"
     try:
-        note = snapshot.write(path)
+        sha256 = snapshot.write(path)
         fault.at("save.fragments")
+        replace_text(path.with_suffix(".note"), sha256)
     except OSError as error:
         path.unlink(missing_ok=True)  # a full disk has room for the note then
-        note = f"rank {rank}: {error}"
-    replace_text(path.with_suffix(".note"), note)
+        replace_text(path.with_suffix(".note"), f"rank {rank}: {error}")
     fault.at("save.noted")
 
 

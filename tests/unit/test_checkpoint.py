@@ -99,6 +99,12 @@ def test_what_killed_saves_left_is_invisible_and_goes(tmp_path, make):
     assert not list(tmp_path.glob(".step*"))
 
 
+def test_what_cannot_be_removed_does_not_keep_a_run_from_starting(tmp_path, make):
+    make(3)
+    (tmp_path / ".step_00000009.partial").write_text("a file where a folder was")  # rmtree fails at it
+    assert find(tmp_path, "d" * 64) == tmp_path / "step_00000003"
+
+
 def test_other_data_are_refused(tmp_path, make):
     make(1)
     with pytest.raises(CheckpointError, match=r"digest dddddddddddd, data.train has eeeeeeeeeeee"):

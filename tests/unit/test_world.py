@@ -10,7 +10,7 @@ import torch
 
 from vitscale.config import HardwareConfig
 from vitscale.errors import LaunchError
-from vitscale.health import Watch
+from vitscale.health import Watch, deadline
 from vitscale.rundir import RunDir
 from vitscale.world import STOP_SIGNALS, World, choose_device
 
@@ -73,6 +73,12 @@ def test_the_file_stop_ends_the_wait(world, run) -> None:
         threading.Timer(0.2, run.stop.touch).start()
         assert list(world.until_stop(forever())) == [1]
     assert world.stopping
+
+
+def test_a_deadline_that_is_no_time_is_said_so() -> None:
+    assert (deadline(""), deadline("17")) == (float("inf"), 17.0)
+    with pytest.raises(LaunchError, match="VITSCALE_DEADLINE: found 'tomorrow', it takes seconds since 1970"):
+        deadline("tomorrow")
 
 
 @pytest.mark.parametrize(("seconds_left", "stops"), [(50, True), (100, False), (-5, True)])
