@@ -1,7 +1,8 @@
 """Trainings whose ranks are forks of one process, which has imported everything: a start takes a second instead of ten.
 
-`forked.py PLAN`: PLAN is JSON, a list of [recipe, overrides, kills]. Each kill is a VITSCALE_FAULT, or a number of seconds
-after which all ranks are killed; after all of them the run goes on to its end. Prints the ranks' exit codes, a list per start.
+`forked.py PLAN`: PLAN is JSON, a list of [recipe, overrides, kills]. Each kill is a VITSCALE_FAULT, or a number of seconds:
+so long after the first new line of metrics all ranks are killed. After all of them the run goes on to its end. Prints the
+ranks' exit codes, a list per start.
 """
 
 import importlib
@@ -11,10 +12,12 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from vitscale import recipe, train
+from vitscale.rundir import RunDir
 
 RANKS = 2
 LATE = ("torch._inductor", "deepspeed.runtime.zero.muon.muon_optimizer", "mlflow.store.tracking.sqlalchemy_store", "alembic")
@@ -39,17 +42,22 @@ def start(path: str, overrides: list[str], kill: str | float) -> list[int | None
     ranks = [fork.Process(target=rank_main, args=(rank, port, path, overrides, fault)) for rank in range(RANKS)]
     for rank in ranks:
         rank.start()
-    wait(ranks, time.monotonic() + (300 if isinstance(kill, str) else kill))
+    if isinstance(kill, str):
+        wait(ranks, lambda: False)
+    else:
+        metrics = RunDir(recipe.load(path, overrides)).metrics
+        before = metrics.stat().st_size if metrics.exists() else 0
+        wait(ranks, lambda: metrics.exists() and metrics.stat().st_size > before)
+        time.sleep(kill)
     for rank in ranks:
         rank.kill()
         rank.join()
     return [rank.exitcode for rank in ranks]
 
 
-def wait(ranks: list[BaseProcess], deadline: float) -> None:
-    while time.monotonic() < deadline and any(rank.exitcode is None for rank in ranks):
-        if any(rank.exitcode for rank in ranks):
-            return
+def wait(ranks: list[BaseProcess], until: Callable[[], bool]) -> None:
+    """Until then, or all ranks have ended, or one has not ended well."""
+    while not until() and any(rank.exitcode is None for rank in ranks) and not any(rank.exitcode for rank in ranks):
         time.sleep(0.005)
 
 

@@ -22,10 +22,10 @@ TRAIN = ("--procs", "2", f"train.total.steps={STEPS}")
 DEADLINE_S = 120
 MEASURED = ("train/", "eval/", "eval_ema/")
 
-# Where a run of two processes can be killed: fault points with the rank that dies there (none: both), or seconds.
+# Where a run of two processes can be killed: fault points with the rank that dies there (none: both).
 SAVING = ["begin", "snapshot", "fragments:1", "noted:0", "shares", "weights", "sums", "renamed", "doomed", "pruned"]
-KILLS = [*(f"save.{point}" for point in SAVING), "eval.begin:1", "eval.end:0", "tracking.sent"]
-AT_THE_END = ["publish.uploaded", "publish.registered", "publish.named"]
+KILLS = [*(f"save.{point}" for point in SAVING), "eval.begin:1", "eval.end:0"]
+AT_THE_END = ["tracking.sent", "publish.uploaded", "publish.registered", "publish.named"]
 LAYOUTS = [(stage, precision) for stage in (1, 2, 3) for precision in ("fp32", "bf16")]
 
 
@@ -184,18 +184,18 @@ def test_every_fault_point_is_met() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "precision"), LAYOUTS)
 def test_killed_at_every_point_and_at_random_it_ends_in_the_same_bits(tiny: Tiny, stage: int, precision: str) -> None:
-    overrides = [f"hardware.zero_stage={stage}", f"hardware.precision={precision}", "train.total.steps=60"]
+    overrides = [f"hardware.zero_stage={stage}", f"hardware.precision={precision}", "train.total.steps=120"]
     overrides += ["checkpoint.every.steps=3", "eval.every.steps=4", "optim.ema_decay=0.9"]
     overrides += ["publish={name: net, alias: best}"] if (stage, precision) == LAYOUTS[0] else []
     chance = random.Random(f"{stage} {precision}")
-    kills = [*KILLS, *(chance.uniform(0.5, 3) for _ in range(2))]
+    kills = [*KILLS, *(chance.uniform(0, 0.3) for _ in range(2))]
     chance.shuffle(kills)
-    kills += AT_THE_END if (stage, precision) == LAYOUTS[0] else []
+    kills += AT_THE_END if (stage, precision) == LAYOUTS[0] else AT_THE_END[:1]
     plan = [[str(tiny.recipe), [*overrides, "name=undisturbed"], []], [str(tiny.recipe), [*overrides, "name=killed"], kills]]
     undisturbed, killed = forked(plan)
     assert undisturbed == [[0, 0]] and killed[-1] == [0, 0]
     assert all(-signal.SIGKILL in codes for codes in killed[:-1])
-    ends = [tiny.run_dir(name) / "checkpoints/step_00000060" for name in ("undisturbed", "killed")]
+    ends = [tiny.run_dir(name) / "checkpoints/step_00000120" for name in ("undisturbed", "killed")]
     contents = [{str(path.relative_to(end)): path.read_bytes() for path in end.rglob("*") if path.is_file()} for end in ends]
     states = [json.loads(content.pop("state.json")) for content in contents]
     for content, state in zip(contents, states, strict=True):
