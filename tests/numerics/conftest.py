@@ -1,12 +1,3 @@
-"""Small tensors gain nothing by threads, and lose much where processors are busy."""
+"""The fixtures of the numerics tests."""
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from threads import one_thread as one_thread

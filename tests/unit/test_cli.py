@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from vitscale import cli
 from vitscale.model.config import ViTConfig
 from vitscale.model.vit import ViT
 from vitscale.modelinfo import ModelInfo
@@ -31,20 +30,6 @@ def vitscale(tmp_path):
         env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
         command = [sys.executable, "-m", "vitscale.cli", *map(str, words)]
         return subprocess.run(command, cwd=tmp_path, env=env | environ, capture_output=True, text=True, timeout=60, check=False)
-
-    return run
-
-
-@pytest.fixture
-def vitscale_here(tmp_path, monkeypatch, capsys):
-    """The same in this process, which has imported torch and MLflow already: seconds saved for each command."""
-
-    def run(*words):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["vitscale", *map(str, words)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        return subprocess.CompletedProcess(words, done.value.code, *capsys.readouterr())
 
     return run
 

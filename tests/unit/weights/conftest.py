@@ -1,8 +1,6 @@
-"""Random files of weights, and the command line in this process."""
+"""Random files of weights."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,18 +10,9 @@ import torch
 from references import bit, huggingface, official, timm
 from references.spec import BiTSpec, ViTSpec
 from safetensors.numpy import save_file
-
-from vitscale import cli
+from threads import one_thread as one_thread  # a fixture
 
 Tensors = dict[str, np.ndarray]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -58,17 +47,3 @@ def write(tmp_path) -> Callable[..., Path]:
         return path
 
     return to
-
-
-@pytest.fixture
-def vitscale(tmp_path, monkeypatch, capsys):
-    """Run a command in the test's own directory."""
-
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["vitscale", *map(str, words)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        return subprocess.CompletedProcess(words, done.value.code, *capsys.readouterr())
-
-    return run

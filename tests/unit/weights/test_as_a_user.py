@@ -37,9 +37,9 @@ def info_of(config, classes=CLASSES):
     )
 
 
-def test_import_makes_a_model_directory_and_says_what_it_found(vitscale, draw, write, tmp_path):
+def test_import_makes_a_model_directory_and_says_what_it_found(vitscale_here, draw, write, tmp_path):
     write("B.npz", draw("npz", width=192, mlp_dim=768, depth=12, patch_size=16, image_size=32))
-    done = vitscale("import", "B.npz", "--out", "models/b", "eval_crop=1.0", "classes=[a, b, c, d, e]")
+    done = vitscale_here("import", "B.npz", "--out", "models/b", "eval_crop=1.0", "classes=[a, b, c, d, e]")
     found, assumed = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (0, "")
     assert found.startswith("B.npz: npz layout, vit-ti16, 32 pixels, 5 classes, 5,")
@@ -51,10 +51,10 @@ def test_import_makes_a_model_directory_and_says_what_it_found(vitscale, draw, w
     assert verify(tmp_path / "models" / "b") == []
 
 
-def test_predict_and_load_pretrained_take_a_file_as_it_is(vitscale, draw, write, red):
+def test_predict_and_load_pretrained_take_a_file_as_it_is(vitscale_here, draw, write, red):
     path = write("B.npz", draw("npz"))
-    vitscale("import", "B.npz", "--out", "b")
-    said = [vitscale("predict", model, "red.png", "--json").stdout for model in ("B.npz", "b")]
+    vitscale_here("import", "B.npz", "--out", "b")
+    said = [vitscale_here("predict", model, "red.png", "--json").stdout for model in ("B.npz", "b")]
     assert said[0] == said[1]
     guess = json.loads(said[0])["top"][0]
     loaded = load_pretrained(str(path))
@@ -66,24 +66,24 @@ def test_predict_and_load_pretrained_take_a_file_as_it_is(vitscale, draw, write,
     assert loaded.classes == []
 
 
-def test_another_image_size(vitscale, draw, write, red):
+def test_another_image_size(vitscale_here, draw, write, red):
     path = write("B.npz", draw("npz"))
     loaded = load_pretrained(path, image_size=20)
     with Image.open(red) as image:
         assert loaded.transform(image).shape == (3, 20, 20)
         (guess,) = loaded.predict([image], top=1)[0]
-    said = json.loads(vitscale("predict", "B.npz", "red.png", "--image-size", "20", "--json", "--top", "1").stdout)
+    said = json.loads(vitscale_here("predict", "B.npz", "red.png", "--image-size", "20", "--json", "--top", "1").stdout)
     assert said["top"] == [guess._asdict()]
-    done = vitscale("predict", "B.npz", "red.png", "--image-size", "18")
+    done = vitscale_here("predict", "B.npz", "red.png", "--image-size", "18")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith("error: image_size 18 is not a multiple of patch_size 4; use 16 or 20\n")
     assert "B.npz: assumed, because the file does not say: mean=" in done.stderr
 
 
-def test_eval_of_a_file_counts_every_image(vitscale, draw, write, shards):
+def test_eval_of_a_file_counts_every_image(vitscale_here, draw, write, shards):
     write("B.npz", draw("npz", num_classes=3))
     for words in ((), ("--image-size", "24")):
-        done = vitscale("eval", "B.npz", "--data", shards["train"].location, *words)
+        done = vitscale_here("eval", "B.npz", "--data", shards["train"].location, *words)
         metrics = json.loads(done.stdout)
         assert metrics["images"] == 20
         assert 0 <= metrics["top1"] <= 1 and metrics["loss"] > 0
@@ -92,16 +92,16 @@ def test_eval_of_a_file_counts_every_image(vitscale, draw, write, shards):
 @pytest.mark.parametrize(
     "form, out", [("npz", "o.npz"), ("timm", "o"), ("hf", "o"), ("hf", "o.bin"), ("safetensors", "o.safetensors")]
 )
-def test_export_and_import_bring_the_model_back(vitscale, tmp_path, form, out):
+def test_export_and_import_bring_the_model_back(vitscale_here, tmp_path, form, out):
     """What the layout does not hold is said again; a folder holds all."""
     config = vit(gelu="tanh", num_classes=5)
     weights = randomised(config).state_dict()
     write_model(tmp_path / "model", info_of(config), weights)
-    done = vitscale("export", "model", "--format", form, "--out", out)
+    done = vitscale_here("export", "model", "--format", form, "--out", out)
     assert done.returncode == 0, done.stderr
     assert all((tmp_path / line).is_file() for line in done.stdout.splitlines())
     again = [] if out in ("o", "o.safetensors") else ["model.num_heads=3", "model.gelu=tanh", "model.norm_eps=1e-6"]
-    assert vitscale("import", out, *again, "--out", "back").returncode == 0
+    assert vitscale_here("import", out, *again, "--out", "back").returncode == 0
     back, info = load_file(tmp_path / "back" / "weights.safetensors"), read_model_info(tmp_path / "back")
     assert back.keys() == weights.keys() and all(torch.equal(back[name], tensor) for name, tensor in weights.items())
     assert info.model == config
@@ -118,31 +118,31 @@ def test_timm_rounds_to_the_width_that_the_mlp_has():
         assert int(arguments["embed_dim"] * json.loads(json.dumps(arguments["mlp_ratio"]))) == mlp_dim
 
 
-def test_arithmetic_that_a_layout_does_not_tell_is_noted(vitscale, tmp_path):
+def test_arithmetic_that_a_layout_does_not_tell_is_noted(vitscale_here, tmp_path):
     write_model(tmp_path / "model", info_of(vit(gelu="exact", norm_eps=1e-12)), randomised(vit()).state_dict())
-    said = {form: vitscale("export", "model", "--format", form, "--out", f"{form}-out").stderr for form in ("timm", "hf")}
+    said = {form: vitscale_here("export", "model", "--format", form, "--out", f"{form}-out").stderr for form in ("timm", "hf")}
     assert said["hf"] == ""
     assert said["timm"].count("note: ") == 1 and "norm_eps is 1e-12; with 1e-06 its logits differ a little" in said["timm"]
-    said = vitscale("export", "model", "--format", "npz", "--out", "o.npz").stderr
+    said = vitscale_here("export", "model", "--format", "npz", "--out", "o.npz").stderr
     assert said.count("note: ") == 2 and "o.npz does not tell that gelu is exact; with tanh" in said
-    assert vitscale("export", "model", "--format", "safetensors", "--out", "o.safetensors").stderr == ""
+    assert vitscale_here("export", "model", "--format", "safetensors", "--out", "o.safetensors").stderr == ""
 
 
-def test_a_safetensors_of_ours_carries_every_option(vitscale, tmp_path):
+def test_a_safetensors_of_ours_carries_every_option(vitscale_here, tmp_path):
     config = vit(pos_embed="relative", pos_embed_at="shared", layer_scale=0.1, pool="gap", dropout=0.1, image_size=20)
     write_model(tmp_path / "model", info_of(config, []), randomised(config).state_dict())
-    vitscale("export", "model", "--format", "safetensors", "--out", "o.safetensors")
+    vitscale_here("export", "model", "--format", "safetensors", "--out", "o.safetensors")
     with safe_open(tmp_path / "o.safetensors", "pt") as file:
         assert "vitscale" in file.metadata()
     assert load_pretrained(tmp_path / "o.safetensors").info == info_of(config, [])
 
 
-def test_what_was_published_is_exported(vitscale, tmp_path, store):
+def test_what_was_published_is_exported(vitscale_here, tmp_path, store):
     weights = randomised(vit()).state_dict()
     write_model(tmp_path / "model", info_of(vit()), weights)
-    assert vitscale("publish", "model", "--name", "net", "--alias", "best").returncode == 0
+    assert vitscale_here("publish", "model", "--name", "net", "--alias", "best").returncode == 0
     words = ("export", "models:/net@best", "--format", "npz", "--out", "o.npz", "--tracking-uri", store)
-    assert vitscale(*words).stdout == "o.npz\n"
+    assert vitscale_here(*words).stdout == "o.npz\n"
     assert np.array_equal(np.load(tmp_path / "o.npz")["cls"], weights["cls_token"])
 
 
@@ -185,8 +185,8 @@ def test_a_fine_tuning_from_a_file_of_another_model(draw, write, config, tmp_pat
         fetch_init(cfg.init, cfg.model, tmp_path / "init", "sqlite:///never-asked.db")
 
 
-def test_a_folder_of_transformers_is_a_model_too(vitscale, draw, write, red):
+def test_a_folder_of_transformers_is_a_model_too(vitscale_here, draw, write, red):
     labels = {str(number): name for number, name in enumerate(CLASSES)}
     write("hf/model.safetensors", draw("hf"), {"model_type": "vit", "num_attention_heads": 3, "id2label": labels})
-    done = vitscale("predict", "hf", red, "--top", "5")
+    done = vitscale_here("predict", "hf", red, "--top", "5")
     assert (done.returncode, sorted(done.stdout.split()[1::2])) == (0, CLASSES)

@@ -25,10 +25,10 @@ def refused(done, tmp_path, before, *said):
 
 
 @pytest.fixture
-def refuse_import(vitscale, tmp_path):
+def refuse_import(vitscale_here, tmp_path):
     def run(*words, said):
         before = sorted(tmp_path.rglob("*"))
-        refused(vitscale("import", *words, "--out", "out"), tmp_path, before, *said)
+        refused(vitscale_here("import", *words, "--out", "out"), tmp_path, before, *said)
 
     return run
 
@@ -152,10 +152,10 @@ def test_a_safetensors_of_ours_whose_metadata_says_nothing_useful(refuse_import,
     refuse_import("ours.safetensors", "model.num_heads=3", said=["error: "])
 
 
-def test_out_that_exists(vitscale, draw, write, tmp_path):
+def test_out_that_exists(vitscale_here, draw, write, tmp_path):
     write("B.npz", draw("npz"))
     (tmp_path / "out").mkdir()
-    done = vitscale("import", "B.npz", "--out", "out")
+    done = vitscale_here("import", "B.npz", "--out", "out")
     refused(done, tmp_path, sorted(tmp_path.rglob("*")), "--out out: exists; choose another name or remove it")
 
 
@@ -172,22 +172,22 @@ NO_PLACE = {
 
 
 @pytest.mark.parametrize("name", NO_PLACE)
-def test_export_of_what_a_layout_has_no_place_for(vitscale, tmp_path, name):
+def test_export_of_what_a_layout_has_no_place_for(vitscale_here, tmp_path, name):
     config, forms, said = NO_PLACE[name]
     write_model(tmp_path / "model", info_of(config), randomised(config).state_dict())
     before = sorted(tmp_path.rglob("*"))
     for form in forms:
         out = "out.npz" if form == "npz" else "out"
-        refused(vitscale("export", "model", "--format", form, "--out", out), tmp_path, before, said, "safetensors")
+        refused(vitscale_here("export", "model", "--format", form, "--out", out), tmp_path, before, said, "safetensors")
 
 
-def test_timm_folders_of_what_timm_cannot_build(vitscale, tmp_path):
+def test_timm_folders_of_what_timm_cannot_build(vitscale_here, tmp_path):
     for number, config in enumerate((vit(representation_size=6), vit(patch_size=1, stem_blocks=(1,), image_size=16))):
         write_model(tmp_path / f"model{number}", info_of(config), randomised(config).state_dict())
     before = sorted(tmp_path.rglob("*"))
-    done = vitscale("export", "model0", "--format", "timm", "--out", "out")
+    done = vitscale_here("export", "model0", "--format", "timm", "--out", "out")
     refused(done, tmp_path, before, "timm has no pre-logits; export to a .pth file")
-    done = vitscale("export", "model1", "--format", "timm", "--out", "out")
+    done = vitscale_here("export", "model1", "--format", "timm", "--out", "out")
     refused(done, tmp_path, before, "custom: timm has no such model", "to a .safetensors file")
 
 
@@ -201,10 +201,10 @@ def test_timm_folders_of_what_timm_cannot_build(vitscale, tmp_path):
         ("hf", "model", "--out model: exists; choose another name"),
     ],
 )
-def test_export_to_another_kind_of_file(vitscale, tmp_path, form, out, said):
+def test_export_to_another_kind_of_file(vitscale_here, tmp_path, form, out, said):
     write_model(tmp_path / "model", info_of(vit()), randomised(vit()).state_dict())
     before = sorted(tmp_path.rglob("*"))
-    refused(vitscale("export", "model", "--format", form, "--out", out), tmp_path, before, said)
+    refused(vitscale_here("export", "model", "--format", form, "--out", out), tmp_path, before, said)
 
 
 def info_of(config):
