@@ -9,8 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitscale.model.build import build, parameter_shapes
 from vitscale.model.config import ModelConfig, ViTConfig
 from vitscale.model.flops import forward_macs, train_flops
-from vitscale.model.resnet import EXPANSION, ROOT_WIDTH
-from vitscale.model.zoo import BIT, HYBRIDS, VIT
+from vitscale.model.zoo import BIT, EXPANSION, HYBRIDS, ROOT_WIDTH, VIT
 
 
 def named(name, **changes):

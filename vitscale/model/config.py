@@ -67,6 +67,11 @@ def with_size(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, **size}
 
 
+def stem_stride(stem_blocks: tuple[int, ...] | None) -> int:
+    """Pixels per cell of a ResNet's output: 4 after its root, doubled by every stage but the first; 1 without a ResNet."""
+    return 1 if stem_blocks is None else 4 * 2 ** max(0, len(stem_blocks) - 1)
+
+
 class ViTConfig(ModelConfig):
     """A Vision Transformer, on pixels or (hybrid) on what a ResNet makes of them."""
 
@@ -126,8 +131,8 @@ class ViTConfig(ModelConfig):
 
     @property
     def stem_stride(self) -> int:
-        """Pixels per cell of the ResNet's output: 4 after its root, doubled by every stage but the first; 1 without one."""
-        return 1 if self.stem_blocks is None else 4 * 2 ** max(0, len(self.stem_blocks) - 1)
+        """Pixels per cell of the ResNet's output."""
+        return stem_stride(self.stem_blocks)
 
     @property
     def stride(self) -> int:

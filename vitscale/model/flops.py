@@ -1,8 +1,7 @@
 """Floating-point operations of one training image, counted as the papers count them. Imports no torch."""
 
 from vitscale.model.config import BiTConfig, ModelConfig, ViTConfig
-
-ROOT_WIDTH, EXPANSION = 64, 4  # of resnet.py, which imports torch
+from vitscale.model.zoo import EXPANSION, ROOT_WIDTH
 
 
 def forward_macs(model: ModelConfig) -> int:
@@ -35,8 +34,13 @@ def encoder_macs(model: ViTConfig) -> int:
 
 
 def patch_macs(model: ViTConfig) -> int:
-    channels = 3 if model.stem_blocks is None else stage_macs(model.stem_blocks, ROOT_WIDTH, 1)[1]
+    channels = patch_channels(model.stem_blocks)
     return model.grid[0] * model.grid[1] * channels * model.patch_size**2 * model.width
+
+
+def patch_channels(stem_blocks: tuple[int, ...] | None) -> int:
+    """Channels of what is cut into patches: colours, or features of a ResNet."""
+    return 3 if stem_blocks is None else stage_macs(stem_blocks, ROOT_WIDTH, 1)[1]
 
 
 def stem_macs(model: ViTConfig) -> int:

@@ -13,9 +13,8 @@ from torch import nn
 from vitscale.model.config import BiTConfig
 from vitscale.model.heads import Head
 from vitscale.model.layers import lecun_normal_
+from vitscale.model.zoo import EXPANSION, ROOT_WIDTH
 
-ROOT_WIDTH = 64
-EXPANSION = 4  # a unit's output has four times the channels of its 3 x 3 convolution
 NUM_GROUPS = 32
 
 

@@ -31,6 +31,9 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     )
 }
 
+# Of every ResNet here: channels of the root at width factor 1, and how many times its 3 x 3 convolution a unit gives out.
+ROOT_WIDTH, EXPANSION = 64, 4
+
 # Kolesnikov et al., "Big Transfer" (ECCV 2020), section 3.1, and the ViT paper, Table 6.
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 BIT: dict[str, dict[str, Any]] = {

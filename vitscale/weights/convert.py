@@ -134,7 +134,7 @@ def write_model(folder: Path, info: ModelInfo, weights: Tensors) -> None:
 
 def export(info: ModelInfo, weights: Tensors, form: Format, out: Path) -> list[Path]:
     """Write a model for others; returns what was written. timm and hf go to a folder, or the weights alone to a file."""
-    is_folder = form in ("timm", "hf") and out.suffix not in files.SUFFIXES
+    is_folder = form in ("timm", "hf") and out.suffix not in files.READERS
     if (not is_folder and (out.suffix == ".npz") != (form == "npz")) or (
         form == "safetensors" and out.suffix != ".safetensors"
     ):
@@ -190,7 +190,7 @@ def changed_arithmetic(config: ModelConfig, form: Format, out: Path) -> Fields:
         return {}
     theirs: Fields = {name: type(config).model_fields[name].default for name in ARITHMETIC if hasattr(config, name)}
     theirs |= layout_for(config, form).options
-    if out.suffix not in files.SUFFIXES:
+    if out.suffix not in files.READERS:
         told = {"gelu", "norm_eps"} if form == "hf" else {"gelu"}
         theirs = {name: value for name, value in theirs.items() if name not in told}
     if isinstance(config, ViTConfig) and config.stem_blocks is None:

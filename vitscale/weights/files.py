@@ -18,7 +18,6 @@ from vitscale.errors import ModelError
 from vitscale.weights.rules import Tensors
 
 PICKLED = (".pth", ".pt", ".bin")
-SUFFIXES = (".npz", ".safetensors", *PICKLED)
 WRAPPERS = ("state_dict", "model", "params", "opt/target")  # where programs put the weights among what else they save
 METADATA = "vitscale"  # key under which our own .safetensors carry their model.json
 

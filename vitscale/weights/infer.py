@@ -5,8 +5,9 @@ import re
 from typing import Any
 
 from vitscale.errors import ModelError
-from vitscale.model.flops import EXPANSION, ROOT_WIDTH
-from vitscale.model.zoo import SIZES, ZOO
+from vitscale.model.config import stem_stride
+from vitscale.model.flops import patch_channels
+from vitscale.model.zoo import ROOT_WIDTH, SIZES, ZOO
 from vitscale.weights.rules import Tensors
 
 Fields = dict[str, Any]
@@ -41,12 +42,8 @@ def _bit(tensors: Tensors) -> Fields:
 def _vit(tensors: Tensors, known: Fields, where: str) -> Fields:
     width, inputs = tensors["patch_embed.proj.weight"].shape
     blocks = _units(tensors, "stem.stages") if "stem.root.weight" in tensors else None
-    stride, channels = (1, 3) if blocks is None else (4, ROOT_WIDTH)
-    for _ in blocks or ():
-        channels = channels * 2 if channels > ROOT_WIDTH else channels * EXPANSION
-    stride *= 2 ** max(0, len(blocks or ()) - 1)
     fields: Fields = {
-        "patch_size": math.isqrt(inputs // channels),
+        "patch_size": math.isqrt(inputs // patch_channels(blocks)),
         "width": width,
         "depth": _count(tensors, "blocks"),
         "mlp_dim": len(tensors["blocks.0.mlp.fc1.weight"]),
@@ -56,7 +53,7 @@ def _vit(tensors: Tensors, known: Fields, where: str) -> Fields:
         "layer_scale": 1e-4 if "blocks.0.scale1.factor" in tensors else None,  # that it is there; its first value is gone
     }
     fields |= _positions(tensors, fields, known, where)
-    fields["image_size"] = fields.pop("side") * fields["patch_size"] * stride if "side" in fields else 224
+    fields["image_size"] = fields.pop("side") * fields["patch_size"] * stem_stride(blocks) if "side" in fields else 224
     if "num_heads" not in fields | known:
         if width not in NUM_HEADS:
             raise ModelError(
