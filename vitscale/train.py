@@ -41,7 +41,7 @@ from vitscale.state import TrainState
 from vitscale.tracking import Tracker, last_metrics
 from vitscale.weights import sharded
 from vitscale.weights.transfer import summarise, table, transfer
-from vitscale.world import OtherRankFailedError, World
+from vitscale.world import OtherRankFailedError, World, end_process
 
 
 def main(cfg: RunConfig) -> None:
@@ -181,20 +181,21 @@ def publish_last(cfg: RunConfig, run: RunDir, uri: str) -> str:
     return f"models:/{cfg.publish.name}@{cfg.publish.alias}"
 
 
-def run_from_command_line() -> None:
+def run_from_command_line() -> int:
     """Exit status 0 = finished or stopped in good order, 1 = an error, said in one paragraph where the user can mend it."""
     try:
         main(recipe.load(sys.argv[1], sys.argv[2:]))
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        return 1
     except (OtherRankFailedError, torch.distributed.DistBackendError):
-        sys.exit(1)  # another rank is gone; it, or the launcher, says what happened
+        return 1  # another rank is gone; it, or the launcher, says what happened
     except RuntimeError as error:
         if "gloo" not in str(error):  # gloo says in this way that another rank is gone
             raise
-        sys.exit(1)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    run_from_command_line()
+    end_process(run_from_command_line())

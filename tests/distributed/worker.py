@@ -23,7 +23,7 @@ from vitscale.modelinfo import WEIGHTS
 from vitscale.saving import Saver
 from vitscale.state import TrainState
 from vitscale.train import build_engine, build_train_loader, build_val_loader, open_run, open_shards
-from vitscale.world import OtherRankFailedError, World
+from vitscale.world import OtherRankFailedError, World, end_process
 
 SAVE_AT, STOP_AT = 3, 7
 OPTIONS = {
@@ -156,6 +156,7 @@ def main(known: dict[str, Callable[[RunConfig, World], dict]]) -> None:
         found = {case: known[case](cfg, world) for case in cases.split(",")}
         if world.is_main:
             Path(out).write_text(json.dumps(found))
+    end_process(0)
 
 
 if __name__ == "__main__":
