@@ -1,4 +1,4 @@
-"""The command that starts a run's processes on this machine: pure, config -> list of arguments."""
+"""The commands that start a run's processes: pure, config -> list of arguments."""
 
 import sys
 from collections.abc import Sequence
@@ -8,10 +8,36 @@ CONFIG_FILE = Path(__file__).with_name("accelerate.yaml")
 
 
 def local_command(recipe: str, overrides: Sequence[str], num_processes: int, port: int) -> list[str]:
-    """`accelerate launch` with everything said that a user's default config might say otherwise; port 0 = any free one."""
+    """All processes on this machine; port 0 = any free one."""
+    rendezvous = ["--main_process_port", str(port)]
+    return _command(1, num_processes, rendezvous, recipe, overrides)
+
+
+def node_command(
+    recipe: str,
+    overrides: Sequence[str],
+    num_nodes: int,
+    num_processes: int,
+    node: int | str,
+    main_ip: str,
+    port: int | str,
+    log_dir: str,
+) -> list[str]:
+    """The processes of one node of several; `num_processes` on all of them together, their output also under `log_dir`."""
+    rendezvous = [
+        *("--deepspeed_multinode_launcher", "standard", "--machine_rank", str(node), "--rdzv_backend", "c10d"),
+        *("--main_process_ip", main_ip, "--main_process_port", str(port), "--log_dir", log_dir, "--tee", "3"),
+    ]
+    return _command(num_nodes, num_processes, rendezvous, recipe, overrides)
+
+
+def _command(
+    num_nodes: int, num_processes: int, rendezvous: Sequence[str], recipe: str, overrides: Sequence[str]
+) -> list[str]:
+    """`accelerate launch` with everything said that a user's default config might say otherwise."""
     return [
         *(sys.executable, "-m", "launcher.launch", "--config_file", str(CONFIG_FILE), "--use_deepspeed"),
-        *("--num_machines", "1", "--num_processes", str(num_processes), "--main_process_port", str(port)),
+        *("--num_machines", str(num_nodes), "--num_processes", str(num_processes), *rendezvous),
         *("-m", "vitscale.train", recipe, *overrides),
     ]
 

@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -24,19 +24,25 @@ INTEGER = re.compile(rf"[-+]?{DIGITS}")
 FLOAT = re.compile(rf"[-+]?(\.[0-9]+|{DIGITS}(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 SPECIAL = {".inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
 Origins = dict[str, str]  # dotted key -> "file:line"
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The recipe in a file, with overrides of the form `a.b=value` on top."""
+    return load_as(RunConfig, path, overrides)
+
+
+def load_as(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The same of another kind of file."""
     file = find(path)
     origins: Origins = {}
     values = _read(file, origins, ())
     for override in overrides:
         values = _merge(values, _parse_override(override, origins))
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error, file, origins, values)) from None
+        raise RecipeError(_explain(error, kind, file, origins, values)) from None
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict:
@@ -183,11 +189,11 @@ def _scalar(text: str) -> Any:
     return SPECIAL.get(text.lower(), text)
 
 
-def _explain(error: ValidationError, file: Path, origins: Origins, values: dict) -> str:
-    return "; ".join(_explain_one(dict(problem), file, origins, values) for problem in error.errors())
+def _explain(error: ValidationError, kind: type[BaseModel], file: Path, origins: Origins, values: dict) -> str:
+    return "; ".join(_explain_one(dict(problem), kind, file, origins, values) for problem in error.errors())
 
 
-def _explain_one(problem: dict, file: Path, origins: Origins, values: dict) -> str:
+def _explain_one(problem: dict, kind: type[BaseModel], file: Path, origins: Origins, values: dict) -> str:
     """Where, found, allowed, for one problem that pydantic found."""
     location = [str(part) for part in problem["loc"]]
     if location[:3] == ["data", "train", "0"] and "data.train.0" not in {".".join(key.split(".")[:3]) for key in origins}:
@@ -195,12 +201,12 @@ def _explain_one(problem: dict, file: Path, origins: Origins, values: dict) -> s
     dotted = ".".join(location)
     where = next((origins[key] for key in _prefixes(dotted) if key in origins), str(file))
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1], values)
+        known = _fields_at(kind, location[:-1], values)
         close = difflib.get_close_matches(location[-1], known, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{where}: unknown key {dotted}; {hint}allowed: {', '.join(known)}"
     if problem["type"] == "missing":
-        return f"{where}: {dotted} is missing; it has no default, so the recipe must set it"
+        return f"{where}: {dotted} is missing; it has no default, so it must be set"
     message = problem["msg"].removeprefix("Value error, ")
     found = "" if isinstance(problem["input"], dict | BaseModel) else f" (found {problem['input']!r})"
     return f"{where}: {dotted + ': ' if dotted else ''}{message}{found}"
@@ -211,9 +217,9 @@ def _prefixes(dotted: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
-def _fields_at(location: list[str], values: dict) -> list[str]:
+def _fields_at(kind: type[BaseModel], location: list[str], values: dict) -> list[str]:
     """The keys that the section at a location knows."""
-    section: Any = RunConfig
+    section: Any = kind
     for name in location:
         if name.isdigit():  # an item of a list of sections, whose kind is known already
             continue

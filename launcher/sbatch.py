@@ -1,0 +1,78 @@
+"""The sbatch script of a run: slurm/train.sbatch with the settings of a cluster in it. Pure, config -> text."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher.cluster import Cluster
+
+BEGIN, END = "# == Settings ==\n", "# == End of settings ==\n"
+STOP_EARLY_S = 300  # before the time limit
+
+
+def render(cluster: Cluster, name: str, run_dir: Path, words: Sequence[str]) -> str:
+    """A script that trains `words`, a recipe and its overrides, in the run directory `run_dir`; shell code in nothing but
+    `cluster.setup`."""
+    template = (slurm_dir() / "train.sbatch").read_text()
+    head, rest = template.split(BEGIN)
+    _, body = rest.split(END)
+    shebang, *lines = head.splitlines()
+    assert lines[-1] == "set -euo pipefail"
+    options = [f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}" for key, value in sbatch_options(cluster, name, run_dir).items()]
+    return "\n".join([shebang, *options, lines[-1], "", BEGIN.strip(), *settings(cluster, run_dir, words), END.strip()]) + "\n" + body
+
+
+def sbatch_options(cluster: Cluster, name: str, run_dir: Path) -> dict[str, str]:
+    stated = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
+    return {
+        "job-name": name,
+        "nodes": str(cluster.nodes),
+        "ntasks-per-node": "1",
+        **({"gpus-per-node": str(cluster.gpus_per_node)} if cluster.gpus_per_node else {}),
+        **({"cpus-per-task": str(cluster.cpus_per_node)} if cluster.cpus_per_node else {}),
+        **({"exclusive": ""} if cluster.exclusive else {}),
+        "time": cluster.time,
+        **{key: value for key, value in stated.items() if value},
+        "signal": f"B:USR1@{STOP_EARLY_S}",
+        "requeue": "",
+        "open-mode": "append",
+        "output": f"{run_dir}/job-%j.log",
+        **cluster.options,
+    }
+
+
+def settings(cluster: Cluster, run_dir: Path, words: Sequence[str]) -> list[str]:
+    """The lines between the marks."""
+    network = dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), cluster.interface) if cluster.interface else {}
+    variables = {**network, **cluster.environment}
+    srun, inside = contained(cluster)
+    return [
+        *cluster.setup,
+        *(f"export {key}={shlex.quote(value)}" for key, value in variables.items()),
+        f"SRUN_OPTIONS=({shlex.join(srun)})",
+        f"INSIDE=({shlex.join(inside)})",
+        f"PROCS_PER_NODE={cluster.procs}",
+        f"MAX_FAILURES={cluster.max_failures}",
+        f"RUN_DIR={shlex.quote(str(run_dir))}",
+        f"set -- {shlex.join(words)}",
+    ]
+
+
+def contained(cluster: Cluster) -> tuple[list[str], list[str]]:
+    """Options of srun, and the words before a command, that bring it into the container."""
+    if cluster.container is None:
+        return [], []
+    mounts = ",".join(cluster.container.mounts)
+    if cluster.container.kind == "pyxis":
+        here = str(Path.cwd())
+        mounted = f"{here}:{here}" + (f",{mounts}" if mounts else "")
+        return [f"--container-image={cluster.container.image}", f"--container-mounts={mounted}", f"--container-workdir={here}"], []
+    bind = ["--bind", mounts] if mounts else []
+    return [], ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else []), *bind, cluster.container.image]
+
+
+def slurm_dir() -> Path:
+    """`slurm/` of the source tree, or its copy inside an installed package."""
+    installed = Path(__file__).parents[1] / "vitscale" / "_slurm"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "slurm"

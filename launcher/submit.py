@@ -1,0 +1,56 @@
+"""A run into the queue of Slurm."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher import cluster as clusters
+from launcher.cluster import Cluster
+from launcher.command import node_command
+from launcher.sbatch import render
+from vitscale import recipe
+from vitscale.config import RunConfig
+from vitscale.errors import LaunchError
+
+SBATCH_WITHIN_S = 120.0
+SUBMITTED = "submitted.yaml"
+
+
+def resolve(path: str, overrides: Sequence[str], cluster: Cluster) -> RunConfig:
+    """The recipe as it will run on the cluster; RecipeError where it cannot."""
+    cfg = recipe.load(path, overrides)
+    if cluster.scratch and not cfg.hardware.cache_dir:
+        cfg = recipe.load(path, [*overrides, f"hardware.cache_dir={cluster.scratch}"])
+    clusters.check(cfg, cluster)
+    return cfg
+
+
+def script(cfg: RunConfig, cluster: Cluster, run_dir: Path) -> str:
+    return render(cluster, cfg.name, run_dir, [str(run_dir / SUBMITTED)])
+
+
+def launch_line(cluster: Cluster, run_dir: Path) -> list[str]:
+    """What the script runs on each node."""
+    places = {"node": "$SLURM_NODEID", "main_ip": "$MAIN_ADDRESS", "port": "$MAIN_PORT", "log_dir": "$LOG_DIR"}
+    return node_command(str(run_dir / SUBMITTED), [], cluster.nodes, cluster.world_size, **places)
+
+
+def submit(cfg: RunConfig, text: str, run_dir: Path) -> str:
+    """Write recipe and script into the run directory and queue it; returns the job's number.
+
+    The job trains that copy: what happens to the recipe's own file afterwards changes no job that waits.
+    """
+    if not shutil.which("sbatch"):
+        raise LaunchError("sbatch: not found, so this is no machine to submit from; log in to one, or look at --dry-run")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / "train.sbatch"
+    path.write_text(text)
+    (run_dir / SUBMITTED).write_text(recipe.dump(cfg))
+    done = subprocess.run(
+        ["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False, timeout=SBATCH_WITHIN_S, env=os.environ
+    )
+    if done.returncode:
+        raise LaunchError(f"sbatch {path}: {' '.join(done.stderr.split())}; correct the cluster file, or ask who runs the cluster")
+    return done.stdout.strip().split(";")[0]
