@@ -65,7 +65,7 @@ class Cluster(Section):
     """features that the nodes must have"""
     exclusive: bool = True
     """no other job on these nodes"""
-    options: dict[Word, Word] = {}
+    options: dict[Word, Word] = Field(default_factory=dict)
     """any other option of sbatch, e.g. `{reservation: spring, mail-type: END}`"""
     setup: Annotated[tuple[Line, ...], Field(strict=False)] = ()
     """shell commands that make `python` and vitscale available, e.g. `source .venv/bin/activate`"""
@@ -73,7 +73,7 @@ class Cluster(Section):
     """the image to run in, if any"""
     interface: Word | None = None
     """network interface over which the processes find each other, e.g. `ib0`, `eth0`; default: what NCCL and gloo choose"""
-    environment: dict[str, Line] = {}
+    environment: dict[str, Line] = Field(default_factory=dict)
     """variables for all processes, e.g. `{NCCL_DEBUG: WARN}`; secrets stay in your shell, sbatch takes them along"""
     scratch: Line | None = None
     """folder on each node's own disk that keeps remote shards (hardware.cache_dir)"""
@@ -97,7 +97,9 @@ class Cluster(Section):
                     "that submits, sbatch takes it along"
                 )
         if self.gpus_per_node and self.procs_per_node not in (None, self.gpus_per_node):
-            raise ValueError(f"procs_per_node {self.procs_per_node} is not gpus_per_node {self.gpus_per_node}: one process drives one GPU")
+            raise ValueError(
+                f"procs_per_node {self.procs_per_node} is not gpus_per_node {self.gpus_per_node}: one process drives one GPU"
+            )
         return self
 
     @property
@@ -116,11 +118,9 @@ def load(path: str | Path) -> Cluster:
 
 def check(cfg: RunConfig, cluster: Cluster) -> None:
     """RecipeError where this recipe cannot run on this cluster."""
-    where = f"{cluster.nodes} nodes x {cluster.procs} processes"
-    if (cfg.hardware.device == "cpu") != (cluster.gpus_per_node == 0) and cfg.hardware.device != "auto":
-        raise RecipeError(
-            f"hardware.device: the recipe says {cfg.hardware.device}, the cluster has {cluster.gpus_per_node} GPUs per node; use auto"
-        )
+    where, device = f"{cluster.nodes} nodes x {cluster.procs} processes", cfg.hardware.device
+    if device != "auto" and (device == "cpu") != (cluster.gpus_per_node == 0):
+        raise RecipeError(f"hardware.device: {device}, but the nodes have {cluster.gpus_per_node} GPUs each; say auto")
     try:
         grad_accum(cfg, cluster.world_size)
     except RecipeError as error:

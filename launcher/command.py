@@ -31,9 +31,7 @@ def node_command(
     return _command(num_nodes, num_processes, rendezvous, recipe, overrides)
 
 
-def _command(
-    num_nodes: int, num_processes: int, rendezvous: Sequence[str], recipe: str, overrides: Sequence[str]
-) -> list[str]:
+def _command(num_nodes: int, num_processes: int, rendezvous: Sequence[str], recipe: str, overrides: Sequence[str]) -> list[str]:
     """`accelerate launch` with everything said that a user's default config might say otherwise."""
     return [
         *(sys.executable, "-m", "launcher.launch", "--config_file", str(CONFIG_FILE), "--use_deepspeed"),

@@ -1,13 +1,13 @@
 """The sbatch script of a run: slurm/train.sbatch with the settings of a cluster in it. Pure, config -> text."""
 
-import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.cluster import Cluster
 
 BEGIN, END = "# == Settings ==\n", "# == End of settings ==\n"
+FOREIGN = "# shellcheck disable=SC1091 # of what the setup reads it knows nothing"
 STOP_EARLY_S = 300  # before the time limit
 
 
@@ -17,10 +17,11 @@ def render(cluster: Cluster, name: str, run_dir: Path, words: Sequence[str]) -> 
     template = (slurm_dir() / "train.sbatch").read_text()
     head, rest = template.split(BEGIN)
     _, body = rest.split(END)
-    shebang, *lines = head.splitlines()
-    assert lines[-1] == "set -euo pipefail"
-    options = [f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}" for key, value in sbatch_options(cluster, name, run_dir).items()]
-    return "\n".join([shebang, *options, lines[-1], "", BEGIN.strip(), *settings(cluster, run_dir, words), END.strip()]) + "\n" + body
+    shebang, strict = head.splitlines()[0], head.splitlines()[-2]
+    asked = sbatch_options(cluster, name, run_dir)
+    options = [f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}" for key, value in asked.items()]
+    marked = [BEGIN.strip(), *settings(cluster, run_dir, words), END.strip()]
+    return "\n".join([shebang, *options, FOREIGN, strict, "", *marked]) + "\n" + body
 
 
 def sbatch_options(cluster: Cluster, name: str, run_dir: Path) -> dict[str, str]:
@@ -50,13 +51,18 @@ def settings(cluster: Cluster, run_dir: Path, words: Sequence[str]) -> list[str]
     return [
         *cluster.setup,
         *(f"export {key}={shlex.quote(value)}" for key, value in variables.items()),
-        f"SRUN_OPTIONS=({shlex.join(srun)})",
-        f"INSIDE=({shlex.join(inside)})",
+        f"SRUN_OPTIONS=({quoted(srun)})",
+        f"INSIDE=({quoted(inside)})",
         f"PROCS_PER_NODE={cluster.procs}",
         f"MAX_FAILURES={cluster.max_failures}",
         f"RUN_DIR={shlex.quote(str(run_dir))}",
         f"set -- {shlex.join(words)}",
     ]
+
+
+def quoted(words: Sequence[str]) -> str:
+    """Each in quotes, for an array of the shell."""
+    return " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
 
 
 def contained(cluster: Cluster) -> tuple[list[str], list[str]]:
@@ -67,7 +73,8 @@ def contained(cluster: Cluster) -> tuple[list[str], list[str]]:
     if cluster.container.kind == "pyxis":
         here = str(Path.cwd())
         mounted = f"{here}:{here}" + (f",{mounts}" if mounts else "")
-        return [f"--container-image={cluster.container.image}", f"--container-mounts={mounted}", f"--container-workdir={here}"], []
+        image = f"--container-image={cluster.container.image}"
+        return [image, f"--container-mounts={mounted}", f"--container-workdir={here}"], []
     bind = ["--bind", mounts] if mounts else []
     return [], ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else []), *bind, cluster.container.image]
 

@@ -1,6 +1,7 @@
 """A run into the queue of Slurm."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from launcher.command import node_command
 from launcher.sbatch import render
 from vitscale import recipe
 from vitscale.config import RunConfig
-from vitscale.errors import LaunchError
+from vitscale.errors import LaunchError, RecipeError
 
 SBATCH_WITHIN_S = 120.0
 SUBMITTED = "submitted.yaml"
@@ -28,6 +29,8 @@ def resolve(path: str, overrides: Sequence[str], cluster: Cluster) -> RunConfig:
 
 
 def script(cfg: RunConfig, cluster: Cluster, run_dir: Path) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_./+=@:,-]+", str(run_dir)):  # it stands in an #SBATCH line, where nothing can be quoted
+        raise RecipeError(f"{run_dir}: Slurm takes letters, digits and _./+=@:,- in paths; choose another folder with runs=...")
     return render(cluster, cfg.name, run_dir, [str(run_dir / SUBMITTED)])
 
 
@@ -49,8 +52,15 @@ def submit(cfg: RunConfig, text: str, run_dir: Path) -> str:
     path.write_text(text)
     (run_dir / SUBMITTED).write_text(recipe.dump(cfg))
     done = subprocess.run(
-        ["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False, timeout=SBATCH_WITHIN_S, env=os.environ
+        ["sbatch", "--parsable", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SBATCH_WITHIN_S,
+        env=os.environ,
     )
     if done.returncode:
-        raise LaunchError(f"sbatch {path}: {' '.join(done.stderr.split())}; correct the cluster file, or ask who runs the cluster")
+        raise LaunchError(
+            f"sbatch {path}: {' '.join(done.stderr.split())}; correct the cluster file, or ask who runs the cluster"
+        )
     return done.stdout.strip().split(";")[0]

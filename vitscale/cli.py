@@ -68,12 +68,21 @@ def add_run_commands(commands: Commands) -> None:
     train.add_argument("--procs", type=count, help="processes (default: one per GPU, else 1)")
     train.add_argument("--port", type=int, default=0, help="port on which they meet (default: a free one)")
 
+    submit = add(
+        commands, run_submit, "vitscale submit recipes/pretrain/vit-l16-in21k.yaml --cluster recipes/clusters/cpu.yaml"
+    )
+    submit.add_argument("recipe", help=RECIPE_HELP)
+    submit.add_argument("overrides", nargs="*", metavar="a.b=c", help=OVERRIDES_HELP)
+    submit.add_argument("--cluster", required=True, help="what Slurm is asked for: a file like those in recipes/clusters/")
+    submit.add_argument("--dry-run", action="store_true", help="print script and launch command, submit nothing")
+
     show = add(commands, run_show, "vitscale show recipes/pretrain/vit-l16-in21k.yaml --procs 64")
     show.add_argument("recipe", help=RECIPE_HELP)
     show.add_argument("overrides", nargs="*", metavar="a.b=c", help=OVERRIDES_HELP)
     show.add_argument("--procs", type=count, default=1, help="processes to lay it out for (default: 1)")
     show.add_argument("--model", action="store_true", help="every layer with its shape and parameters")
     show.add_argument("--json", action="store_true", help="as JSON")
+    show.add_argument("--run-dir", action="store_true", help="only where the run is or will be")
 
     sync = add(commands, run_sync, "vitscale sync runs/digits-pretrain")
     sync.add_argument("run_dir", type=Path, help="run directory")
@@ -157,11 +166,36 @@ def train(path: str, overrides: list[str], procs: int, port: int = 0) -> int:
     return 0 if run_dir.status["state"] in ("finished", "stopped") else exit_status or 1
 
 
+def run_submit(args: argparse.Namespace) -> int:
+    """Queue a run on a Slurm cluster, where it goes on until it is finished."""
+    import shlex
+
+    from launcher import cluster, submit
+    from vitscale import preflight
+    from vitscale.rundir import RunDir
+
+    where = cluster.load(args.cluster)
+    cfg = submit.resolve(args.recipe, args.overrides, where)
+    run_dir = RunDir(cfg)
+    preflight.check_launch(cfg, where.world_size, {})
+    run_dir.check(cfg)
+    script = submit.script(cfg, where, run_dir.path)
+    if args.dry_run:
+        print(f"{script}\n# On each node:\n# {shlex.join(submit.launch_line(where, run_dir.path))}")
+        return 0
+    print(f"{cfg.name}: job {submit.submit(cfg, script, run_dir.path)}; its output: {run_dir.path}/job-*.log")
+    return 0
+
+
 def run_show(args: argparse.Namespace) -> int:
     """Resolved recipe and the arithmetic that follows from it."""
     from vitscale import recipe, show
+    from vitscale.rundir import RunDir
 
     cfg = recipe.load(args.recipe, args.overrides)
+    if args.run_dir:
+        print(RunDir(cfg).path)
+        return 0
     numbers = show.derived(cfg, args.procs)
     layers = show.layers(cfg.model) if args.model else []
     if args.json:

@@ -22,7 +22,16 @@ DOORS = {
     "accelerate": {"launcher/launch.py"},
     "launcher": {"vitscale/cli.py", "vitscale/demo.py"},
 }
-FOR_LAUNCHER = {"launcher", "vitscale.config", "vitscale.recipe", "vitscale.errors", "vitscale.duration", "vitscale.orphan"}
+FOR_LAUNCHER = {
+    "launcher",
+    "data_pipeline.config",
+    "vitscale",
+    "vitscale.config",
+    "vitscale.recipe",
+    "vitscale.errors",
+    "vitscale.duration",
+    "vitscale.orphan",
+}
 WITHOUT_TORCH = [
     "vitscale",
     *(
@@ -30,7 +39,16 @@ WITHOUT_TORCH = [
         for name in ("config", "recipe", "cli", "preflight", "show", "source", "rundir", "tracking", "publish", "orphan")
     ),
     *("vitscale.model.config", "vitscale.model.zoo", "vitscale.model.flops"),
-    *("launcher", "launcher.command", "launcher.local", "launcher.launch"),
+    *(
+        "launcher",
+        "launcher.command",
+        "launcher.local",
+        "launcher.launch",
+        "launcher.cluster",
+        "launcher.sbatch",
+        "launcher.submit",
+        "launcher.node",
+    ),
 ]
 
 

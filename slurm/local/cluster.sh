@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# A real Slurm on this machine, to try things out and for `make test-slurm`. Its nodes are hosts of their own: network and
+# hostname namespaces on a bridge, so that names and addresses carry the traffic and a cable can be cut.
+#   slurm/local/cluster.sh up DIR [NODES]     as root; needs Debian's slurm-wlm, munge and iproute2; everything it writes is in DIR
+#   SLURM_CONF=DIR/slurm.conf sbatch ...      partitions `main` (requeued when pre-empted) and `urgent`; network interface `e0`
+#   slurm/local/cluster.sh cut|mend DIR NODE  pull out a node's cable, put it in again
+#   slurm/local/cluster.sh down DIR
+set -euo pipefail
+COMMAND=$1 DIR=$(mkdir -p "$2" && cd "$2" && pwd)
+TAG=vs$(stat --format %i "$DIR" | tail -c 6) # interfaces of two clusters have different names
+NET=10.$((80 + $(stat --format %i "$DIR") % 100)).0
+HOST=$(hostname -s)
+
+nodes() { find "$DIR" -maxdepth 1 -name 'spool.node*' -printf '%f\n' | sed 's/spool.node//' | sort -n; }
+
+configure() {
+  local last=$(($1 - 1)) n
+  cat >"$DIR/slurm.conf" <<EOF
+ClusterName=local
+SlurmctldHost=$HOST($NET.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+StateSaveLocation=$DIR/state
+SlurmdSpoolDir=$DIR/spool.%n
+SlurmctldPidFile=$DIR/slurmctld.pid
+SlurmdPidFile=$DIR/slurmd.%n.pid
+SlurmctldLogFile=$DIR/slurmctld.log
+SlurmdLogFile=$DIR/slurmd.%n.log
+SlurmctldPort=$((16000 + $(stat --format %i "$DIR") % 1000))
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=20
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmdParameters=config_overrides
+KillWait=20
+PartitionName=main Nodes=node[0-$last] Default=YES State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=urgent Nodes=node[0-$last] State=UP PriorityTier=10
+EOF
+  for ((n = 0; n <= last; n++)); do
+    echo "NodeName=node$n NodeAddr=$NET.$((10 + n)) NodeHostname=node$n Port=17001 CPUs=2 RealMemory=4000" >>"$DIR/slurm.conf"
+  done
+}
+
+wire() { # a host: its names, its cable
+  local n=$1
+  sed "/ node$n\$/d" /etc/hosts >"$DIR/hosts" && cat "$DIR/hosts" >/etc/hosts
+  echo "$NET.$((10 + n)) node$n" >>/etc/hosts
+  ip netns add "$TAG$n"
+  ip link add "$TAG$n" type veth peer name e0 netns "$TAG$n"
+  ip link set "$TAG$n" master "$TAG" up
+  nsenter --net="/run/netns/$TAG$n" sh -c "ip address add $NET.$((10 + n))/24 dev e0; ip link set e0 up; ip link set lo up"
+}
+
+up() {
+  command -v slurmctld slurmd munged ip >/dev/null || { echo "missing; apt-get install slurm-wlm munge iproute2" >&2; exit 1; }
+  install -d -o munge /run/munge /var/log/munge /var/lib/munge
+  munge -n >/dev/null 2>&1 || runuser -u munge -- munged
+  configure "$1"
+  ip link add "$TAG" type bridge
+  ip address add "$NET.1/24" dev "$TAG"
+  ip link set "$TAG" up
+  mkdir -p "$DIR/state"
+  slurmctld -c -f "$DIR/slurm.conf"
+  for ((n = 0; n < $1; n++)); do
+    mkdir -p "$DIR/spool.node$n"
+    wire "$n"
+    # `ip netns exec` would hide /sys/fs/cgroup, which slurmd needs.
+    nsenter --net="/run/netns/$TAG$n" unshare --uts sh -c "hostname node$n; exec slurmd -N node$n -f '$DIR/slurm.conf'"
+  done
+  for _ in $(seq 60); do
+    [[ $(SLURM_CONF=$DIR/slurm.conf sinfo --noheader --Node --partition main --states idle --format %N | wc -l) == "$1" ]] && return
+    sleep 0.5
+  done
+  echo "not all nodes came up within 30 s; see $DIR/slurmd.*.log" >&2
+  exit 1
+}
+
+down() {
+  SLURM_CONF=$DIR/slurm.conf scancel --user root --full --signal KILL 2>/dev/null || true
+  for file in "$DIR"/slurmd.*.pid "$DIR"/slurmctld.pid; do
+    if [[ -f $file ]]; then kill "$(cat "$file")" 2>/dev/null || true; fi
+  done
+  for n in $(nodes); do ip netns delete "$TAG$n" 2>/dev/null || true; done
+  ip link delete "$TAG" 2>/dev/null || true
+}
+
+case $COMMAND in
+  up) up "${3:-2}" ;;
+  cut) ip link set "$TAG${3#node}" down ;;
+  mend) ip link set "$TAG${3#node}" up ;;
+  down) down ;;
+  *) echo "usage: $0 up|down|cut|mend DIR ..." >&2; exit 2 ;;
+esac
