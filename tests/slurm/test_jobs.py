@@ -1,0 +1,116 @@
+"""Whatever happens to the jobs of a run, it goes on to the same end."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+from conftest import CLUSTER_SH, Run, Slurm
+
+pytestmark = pytest.mark.slurm
+
+
+def begin(slurm: Slurm, name: str, **how) -> tuple[Run, str]:
+    """A run that has made some steps and a checkpoint."""
+    run = slurm.run(name)
+    job = slurm.submit(run, **how)
+    slurm.wait(run, lambda: run.steps() and run.steps()[-1] >= 30)
+    return run, job
+
+
+def same(run: Run, other: Run) -> bool:
+    return run.weights() == other.weights() and run.history() == other.history()
+
+
+def test_a_whole_run_on_two_hosts(undisturbed: Run) -> None:
+    said = undisturbed.output()
+    assert "2 nodes x 1 processes on node" in said
+    assert "2 processes x micro-batch 24" in said
+    assert sorted(path.name for path in undisturbed.path.glob("logs/*/*")) == sorted(
+        {path.name for path in undisturbed.path.glob("logs/*/*")}
+    )
+    assert undisturbed.steps()[-1] == 120
+
+
+def test_the_time_limit(slurm: Slurm, undisturbed: Run) -> None:
+    run = slurm.run("limit")
+    job = slurm.submit(run, time="1:00")
+    slurm.wait(run, lambda: run.status().get("state") == "finished", job=job)
+    slurm.finish(run, job)
+    assert same(run, undisturbed)
+
+
+def test_pre_emption(slurm: Slurm, undisturbed: Run) -> None:
+    run, job = begin(slurm, "preempted")
+    slurm("sbatch", "--partition=urgent", "--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=2", "--wrap", "srun sleep 1")
+    slurm.finish(run, job)
+    assert "Restarts=1" in slurm("scontrol", "show", "job", job)
+    assert same(run, undisturbed)
+
+
+def test_scancel_stops_in_order_and_is_not_queued_again(slurm: Slurm, undisturbed: Run) -> None:
+    run, job = begin(slurm, "cancelled")
+    slurm("scancel", job)
+    slurm.wait(run, lambda: slurm.ended(job))
+    assert slurm.state(job) == "CANCELLED"
+    assert run.status()["state"] == "stopped"
+    slurm.finish(run, slurm.submit(run))
+    assert same(run, undisturbed)
+
+
+def test_the_stop_file_ends_the_job_for_good(slurm: Slurm, undisturbed: Run) -> None:
+    """And the run goes on with another number of nodes."""
+    run, job = begin(slurm, "elastic")
+    (run.path / "stop").touch()
+    slurm.wait(run, lambda: slurm.ended(job))
+    assert slurm.state(job) == "COMPLETED"
+    assert run.status()["state"] == "stopped"
+    slurm.finish(run, slurm.submit(run, nodes=1))
+    ours, theirs = run.history(), undisturbed.history()
+    assert [samples for _, samples in ours.values()] == [samples for _, samples in theirs.values()]
+    assert [loss for loss, _ in ours.values()] == pytest.approx([loss for loss, _ in theirs.values()], rel=1e-4)
+
+
+def test_a_killed_launcher_costs_the_node_its_place(slurm: Slurm, undisturbed: Run) -> None:
+    run, job = begin(slurm, "launcher")
+    (launcher,) = slurm.processes("node1", "launcher.launch")
+    os.kill(launcher, signal.SIGKILL)
+    slurm.finish(run, job)
+    assert same(run, undisturbed)
+    assert "ExcNodeList=node1" in slurm("scontrol", "show", "job", job)
+
+
+def test_a_killed_process_is_named_first(slurm: Slurm, undisturbed: Run) -> None:
+    run, job = begin(slurm, "killed")
+    (worker,) = slurm.processes("node1", "vitscale.train\0")[-1:]
+    os.kill(worker, signal.SIGKILL)
+    slurm.wait(run, lambda: (run.path / "failures.txt").exists())
+    assert "rank 1 on node1" in (run.path / "failures.txt").read_text()
+    slurm.finish(run, job)
+    assert same(run, undisturbed)
+
+
+def test_a_dead_node(slurm: Slurm, undisturbed: Run) -> None:
+    run, job = begin(slurm, "dead")
+    for naming in ("slurmd", "slurmstepd", "launcher", "vitscale"):
+        for process in slurm.processes("node0", naming):
+            os.kill(process, signal.SIGKILL)
+    slurm.finish(run, job)
+    assert same(run, undisturbed)
+
+
+def test_a_cut_cable(slurm: Slurm, undisturbed: Run) -> None:
+    run, job = begin(slurm, "cable")
+    subprocess.run([CLUSTER_SH, "cut", slurm.folder, "node1"], check=True)
+    slurm.wait(run, lambda: (run.path / "failures.txt").exists() or slurm.state(job) == "PENDING")
+    subprocess.run([CLUSTER_SH, "mend", slurm.folder, "node1"], check=True)
+    slurm.finish(run, job)
+    assert same(run, undisturbed)
+
+
+def test_a_finished_run_ends_chained_jobs_in_seconds(slurm: Slurm, undisturbed: Run) -> None:
+    script = undisturbed.path / "train.sbatch"
+    job = slurm("sbatch", "--parsable", "--array=1-3%1", "--output", str(slurm.folder / "chain-%a.log"), script)
+    slurm.wait(undisturbed, lambda: not slurm("squeue", "--noheader", "--job", job), within_s=30)
+    for number in (1, 2, 3):
+        assert "is finished; nothing to do" in (slurm.folder / f"chain-{number}.log").read_text()
