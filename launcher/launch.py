@@ -1,8 +1,12 @@
 """`python -m launcher.launch` = `accelerate launch`, less its traceback when a worker has already said what went wrong."""
 
 import logging
+import os
 import signal
 import sys
+from pathlib import Path
+
+from vitscale import failure
 
 
 def main() -> None:
@@ -23,14 +27,19 @@ def main() -> None:
 
 
 def report(failures: dict) -> None:
-    """Say of a worker that a signal ended it, which it could not say itself."""
-    first = min(failures.values(), key=lambda failure: failure.timestamp, default=None)
-    if first is not None and first.exitcode == -signal.SIGKILL:
-        why = "it ran out of memory, or somebody killed it"
-        print(
-            f"error: process {first.local_rank} was killed ({why}); start again to go on from the last checkpoint",
-            file=sys.stderr,
-        )
+    """Say of a worker what it could not say itself: that a signal ended it."""
+    first = min(failures.values(), key=lambda failed: failed.timestamp, default=None)
+    if first is None:
+        return
+    told = f"exit status {first.exitcode}, see its log"
+    if first.exitcode == -signal.SIGKILL:
+        told = "was killed (it ran out of memory, or somebody killed it)"
+        print(f"error: process {first.local_rank} {told}; start again to go on from the last checkpoint", file=sys.stderr)
+    elif first.exitcode < 0:
+        told = f"was ended by {signal.Signals(-first.exitcode).name}"
+    if run_dir := os.environ.get("RUN_DIR"):
+        rank = int(os.environ.get("SLURM_NODEID", 0)) * int(os.environ.get("PROCS_PER_NODE", 0)) + first.local_rank
+        failure.note(Path(run_dir), failure.place(rank, "?", "?"), told)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """`srun ... python -m launcher.node RECIPE [a.b=c ...]`: one node's processes of a Slurm job, one such task per node.
 
 What differs between nodes comes from Slurm (SLURM_NODEID, SLURM_NNODES), what the job decides from its script: PROCS_PER_NODE,
-MAIN_ADDRESS, MAIN_PORT, LOG_DIR.
+MAIN_ADDRESS, MAIN_PORT, LOG_DIR, RUN_DIR.
 """
 
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 
 from launcher.command import node_command
+from vitscale import failure
 
 # Torch's agent passes these on to the workers, which then stop in good order; SIGUSR1 is how Slurm says that time runs out.
 HANDLED = "SIGTERM,SIGINT,SIGUSR1"
@@ -31,7 +31,7 @@ def command(words: Sequence[str], environ: Mapping[str, str], host: str) -> list
 
 
 def main() -> None:
-    host = socket.gethostname()
+    host = failure.host()
     words = command(sys.argv[1:], os.environ, host)
     print(f"{host}: {shlex.join(words)}", flush=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the loader's threads and the model's are set by each process

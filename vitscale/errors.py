@@ -32,3 +32,4 @@ class TrackingError(UserError):
 
 
 USER_ERRORS = (UserError, DataError)
+FINAL = (RecipeError, LaunchError, ModelError, DivergedError)  # another start would end the same way

@@ -8,7 +8,6 @@ import faulthandler
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import NamedTuple, Self
 
 import torch.distributed as dist
 
+from vitscale import failure
 from vitscale.errors import LaunchError
 from vitscale.rundir import RunDir
 from vitscale.world import World
@@ -40,7 +40,7 @@ class Beat(NamedTuple):
     number: int
 
     def __str__(self) -> str:
-        return f"rank {self.rank} on {self.host} (process {self.pid}), step {self.step:,}, phase {self.phase}"
+        return f"{failure.place(self.rank, self.step, self.phase, self.host)} (process {self.pid})"
 
 
 def deadline(text: str) -> float:
@@ -89,15 +89,15 @@ class Watch:
                 self._pass_on_stop()
                 self._beat()
                 self._look()
-                with contextlib.suppress(OSError):  # of a full disk, say: another sign follows
-                    if self._world.is_main:
-                        self._run.stay_owner()
 
     def _pass_on_stop(self) -> None:
         world = self._world
         due = time.time() > self._deadline - 2 * world.save_s  # one save may be in flight before the last
-        if not world.stop_requested and (due or self._store.check(["stop"]) or (world.is_main and self._run.stop.exists())):
-            world.request_stop()
+        if not world.stop_requested:
+            reason = "deadline" if due else "stop file" if world.is_main and self._run.stop.exists() else ""
+            if reason or self._store.check(["stop"]):
+                world.stop_reason = reason or world.stop_reason
+                world.request_stop()
         if world.stop_requested:
             self._store.set("stop", "")
 
@@ -109,7 +109,7 @@ class Watch:
             self._excused = now
         self._woke, self._cpu_s, self._number = now, cpu_s, self._number + 1
         idle_s = now - max(phases.since, self._excused)
-        who = self._world.rank, socket.gethostname(), os.getpid()
+        who = self._world.rank, failure.host(), os.getpid()
         beat = Beat(*who, phases.step, phases.name, idle_s, main_stack(), self._number)
         self._store.set(f"rank{self._world.rank}", json.dumps(beat))
 
@@ -127,15 +127,19 @@ class Watch:
 
     def _raise_alarm(self, beat: Beat, why: str) -> None:
         message = f"{beat}: {why} for {self._limit:g} s (hardware.hang_after_s)"
-        print(
-            f"error: {message}; all processes end, their stacks are in {self._run.hang}; start again to go on from the last "
-            f"checkpoint. It stood at\n{beat.stack}",
-            file=sys.stderr,
-            flush=True,
+        failure.note(
+            self._run.path, f"{beat}", f"{why} for {self._limit:g} s (hardware.hang_after_s); it stood at\n{beat.stack}"
         )
+        if self._store.add("alarms", 1) == 1:  # all see it when rank 0 falls silent; one says so
+            print(
+                f"error: {message}; all processes end, their stacks are in {self._run.hang}; start again to go on from the "
+                f"last checkpoint. It stood at\n{beat.stack}",
+                file=sys.stderr,
+                flush=True,
+            )
         self._store.set("hang", message)
         with contextlib.suppress(OSError):
-            if beat.host == socket.gethostname():
+            if beat.host == failure.host():
                 os.kill(beat.pid, signal.SIGCONT)  # one that somebody has stopped can then end, too
         self._end()
 

@@ -1,20 +1,21 @@
 """The entry of every training process: `accelerate launch ... -m vitscale.train RECIPE [a.b=c ...]`."""
 
 import os
-import signal
 import sys
 
 if __name__ == "__main__":  # first of all: the imports below take seconds in which much can happen
+    from vitscale import stopsignal
     from vitscale.orphan import die_with_parent
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher too, which ends us in good order
+    stopsignal.remember()
     if "RANK" in os.environ:
         die_with_parent()
     if os.environ.get("RANK", "0") == "0":
         print("loading torch and deepspeed", flush=True)
 
 import contextlib
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,13 +26,14 @@ from data_pipeline.loader import Layout, Loader, eval_loader, train_loader
 from data_pipeline.manifest import read_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
-from vitscale import preflight, publish, recipe
+from vitscale import failure, preflight, publish, recipe
+from vitscale.cadence import Cadence
 from vitscale.checkpoint import complete, restore
 from vitscale.config import HardwareConfig, RunConfig, grad_accum, micro_batch
 from vitscale.engine import Engine, import_deepspeed
-from vitscale.errors import USER_ERRORS, TrackingError
+from vitscale.errors import FINAL, USER_ERRORS, TrackingError
 from vitscale.health import Watch
-from vitscale.loop import Cadence, fit
+from vitscale.loop import fit
 from vitscale.model.build import Model, build
 from vitscale.modelinfo import ModelInfo, read_model_info
 from vitscale.progress import say
@@ -41,28 +43,48 @@ from vitscale.state import TrainState
 from vitscale.tracking import Tracker, last_metrics
 from vitscale.weights import sharded
 from vitscale.weights.transfer import summarise, table, transfer
-from vitscale.world import OtherRankFailedError, World, end_process
+from vitscale.world import World, end_process, is_consequence
 
 
 def main(cfg: RunConfig) -> None:
     """Run a recipe from where it stands to its end. Call on every rank."""
-    with World(cfg.hardware, cfg.seed) as world:
+    with World(cfg.hardware, cfg.seed) as world, told(run := RunDir(cfg), world):
+        if world.any(world.stop_requested):
+            return stop_at_once(run, world)
         import_deepspeed(world.device.type)
         say(f"{cfg.name}: {world.size} {'process is' if world.size == 1 else 'processes are'} up", world.is_main)
-        run, origin = open_run(cfg, world)
-        try:
-            with Tracker(cfg, run, world.is_main, origin.run_id if origin else None) as tracker:
-                with Watch(world, run, cfg.hardware.hang_after_s):
-                    state, finished = train(cfg, run, tracker, world)
-                with world.alone():
-                    if world.is_main:
-                        finish(cfg, run, tracker, state, finished)
-                        run.release()
-        except USER_ERRORS as error:
-            with contextlib.suppress(OSError):  # of a full disk, say; the error itself counts
+        origin = open_run(run, cfg, world)
+        with Tracker(cfg, run, world.is_main, origin.run_id if origin else None) as tracker:
+            with Watch(world, run, cfg.hardware.hang_after_s):
+                state, finished = train(cfg, run, tracker, world)
+            with world.alone():
                 if world.is_main:
-                    run.write_status("failed", error=str(error))
-            raise
+                    finish(cfg, run, tracker, state, finished, world.stop_reason)
+                    run.release()
+
+
+@contextlib.contextmanager
+def told(run: RunDir, world: World) -> Iterator[None]:
+    """Whatever goes wrong here on this rank is written down, if it is the first: the log of a large run is long."""
+    try:
+        yield
+    except Exception as error:
+        if not is_consequence(error) and (run.owned or not world.is_main):
+            what = str(error) if isinstance(error, USER_ERRORS) else traceback.format_exc()
+            named = f"{type(error).__name__}: {error}" if isinstance(error, USER_ERRORS) else f"{error!r}\n{what}"
+            if failure.note(run.path, failure.place(world.rank, world.phases.step, world.phases.name), named):
+                with contextlib.suppress(OSError):  # of a full disk, say; the error itself counts
+                    run.write_status("failed", error=str(error), final=isinstance(error, FINAL))
+        raise
+
+
+def stop_at_once(run: RunDir, world: World) -> None:
+    """The end of a run that was asked to stop before it began. Call on every rank."""
+    with world.alone():
+        if world.is_main:
+            run.claim()
+            run.write_status("stopped", reason=world.stop_reason)
+            run.release()
 
 
 def train(cfg: RunConfig, run: RunDir, tracker: Tracker, world: World) -> tuple[TrainState, bool]:
@@ -77,9 +99,9 @@ def train(cfg: RunConfig, run: RunDir, tracker: Tracker, world: World) -> tuple[
     return state, fit(cfg, cadence, engine, batches, shards, val, state, run, tracker)
 
 
-def open_run(cfg: RunConfig, world: World) -> tuple[RunDir, Origin | None]:
+def open_run(run: RunDir, cfg: RunConfig, world: World) -> Origin | None:
     """Check everything, own the run directory, and bring the pretrained weights there; rank 0 does it for all."""
-    run, origin = RunDir(cfg), None
+    origin = None
     with world.alone():
         if world.is_main:
             run.claim()
@@ -88,7 +110,7 @@ def open_run(cfg: RunConfig, world: World) -> tuple[RunDir, Origin | None]:
             classes = list(read_manifest(cfg.data.train[0].manifest).classes)
             replace_text(run.model_info, ModelInfo.of(cfg.model, cfg.data, classes).dump())
             run.write_status("running")
-    return run, world.broadcast(origin)
+    return world.broadcast(origin)
 
 
 def build_model(cfg: RunConfig, run: RunDir, world: World) -> Model:
@@ -136,9 +158,10 @@ def layout(cfg: RunConfig, world: World) -> Layout:
 
 def announce(cfg: RunConfig, run: RunDir, state: TrainState, cadence: Cadence, engine: Engine) -> None:
     """One line that says what is about to happen."""
-    if state.step == 0 and last_metrics(run.metrics):
+    if state.step < (before := run.status.get("checkpoint", 0)):
         say(
-            f"warning: {run.checkpoints}: no checkpoint, though this run was trained before; it starts anew",
+            f"warning: {run.checkpoints}: step {before:,} was saved there, and is gone; "
+            f"{'it goes on from an earlier one' if state.step else 'the run starts anew'}",
             engine.world.is_main,
         )
     parameters = sum(shape.numel() for _, shape in engine.shapes())
@@ -151,12 +174,12 @@ def announce(cfg: RunConfig, run: RunDir, state: TrainState, cadence: Cadence, e
     )
 
 
-def finish(cfg: RunConfig, run: RunDir, tracker: Tracker, state: TrainState, finished: bool) -> None:
+def finish(cfg: RunConfig, run: RunDir, tracker: Tracker, state: TrainState, finished: bool, reason: str) -> None:
     """Close the history, publish where the recipe asks for it, and write down how it ended. Rank 0 only."""
     metrics = last_metrics(run.metrics)
     if not finished:  # first of all: whoever asked for the stop may not wait long
-        run.write_status("stopped", step=state.step, metrics=metrics)
-        say(f"{cfg.name}: stopped at step {state.step:,}")
+        run.write_status("stopped", step=state.step, reason=reason, metrics=metrics)
+        say(f"{cfg.name}: stopped at step {state.step:,} ({reason})")
         tracker.close("KILLED")
         return
     tracker.close("FINISHED")
@@ -188,10 +211,8 @@ def run_from_command_line() -> int:
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
-    except (OtherRankFailedError, torch.distributed.DistBackendError):
-        return 1  # another rank is gone; it, or the launcher, says what happened
-    except RuntimeError as error:
-        if "gloo" not in str(error):  # gloo says in this way that another rank is gone
+    except Exception as error:
+        if not is_consequence(error):
             raise
         return 1
     return 0

@@ -22,21 +22,28 @@ DOORS = {
     "accelerate": {"launcher/launch.py"},
     "launcher": {"vitscale/cli.py", "vitscale/demo.py"},
 }
-FOR_LAUNCHER = {
-    "launcher",
-    "data_pipeline.config",
-    "vitscale",
-    "vitscale.config",
-    "vitscale.recipe",
-    "vitscale.errors",
-    "vitscale.duration",
-    "vitscale.orphan",
+FOR_LAUNCHER = {"launcher", "vitscale", "data_pipeline.config"} | {
+    f"vitscale.{name}" for name in ("config", "recipe", "errors", "duration", "orphan", "stopsignal", "failure")
 }
 WITHOUT_TORCH = [
     "vitscale",
     *(
         f"vitscale.{name}"
-        for name in ("config", "recipe", "cli", "preflight", "show", "source", "rundir", "tracking", "publish", "orphan")
+        for name in (
+            "config",
+            "recipe",
+            "cli",
+            "preflight",
+            "show",
+            "source",
+            "rundir",
+            "tracking",
+            "publish",
+            "orphan",
+            "stopsignal",
+            "failure",
+            "cadence",
+        )
     ),
     *("vitscale.model.config", "vitscale.model.zoo", "vitscale.model.flops"),
     *(
