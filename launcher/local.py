@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from vitscale.config import HardwareConfig
 from vitscale.errors import LaunchError
 from vitscale.orphan import die_with_parent
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from vitscale.stopsignal import STOP_SIGNALS, received
 
 
 def default_processes(hardware: HardwareConfig) -> int:
@@ -50,7 +49,12 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     The processes die with this one.
     """
     process = subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=die_with_parent)
-    before = {number: signal.signal(number, lambda *_: process.terminate()) for number in STOP_SIGNALS}
+
+    def stop(number: int, _frame: object) -> None:
+        received.append(number)
+        process.terminate()
+
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         status = process.wait()
         return status if status >= 0 else 128 - status  # a signal, as shells report it

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from data_pipeline.loader import Batch
 from data_pipeline.stream import Shards
 from vitscale.errors import DivergedError
-from vitscale.rundir import replace_text
+from vitscale.progress import say
+from vitscale.rundir import LATER, replace_text
 from vitscale.state import TrainState
 from vitscale.world import World
 
@@ -30,6 +31,7 @@ class BadSteps:
     def __init__(self, folder: Path, limit: int, shards: Shards, world: World) -> None:
         self._folder, self._limit, self._shards, self._world = folder, limit, shards, world
         self._seen = deque[tuple[int, Batch]](maxlen=2)  # numbers reach the host one step late
+        self._unwritten: list[tuple[str, str]] = []  # reports that found no room
 
     def note(self, step: int, batch: Batch) -> None:
         """What this rank saw in the step that ended as number `step`."""
@@ -45,21 +47,30 @@ class BadSteps:
                     "samples": self._keys(dict(self._seen)[bad.step]),
                 }
             ranks = self._world.gather(share)
+            numbers = {"step": bad.step, "loss": str(bad.loss), "grad_norm": str(bad.grad_norm), "ranks": ranks}
             with self._world.alone():
                 if self._world.is_main:
-                    self._report(
-                        {"step": bad.step, "loss": str(bad.loss), "grad_norm": str(bad.grad_norm), "ranks": ranks}, state
-                    )
+                    self._unwritten.append((f"step_{bad.step:08d}.json", json.dumps(numbers, indent=1) + "\n"))
+                    self._write(warn=True)
+                    self._check(bad.step, state)
+        self._write(warn=False)
 
     def _keys(self, batch: Batch) -> list[str]:
         """The keys of a rank's images in the order of its slots, as `data_ledger.jsonl` names them where they were replaced."""
         keys, instead = self._shards.keys(batch.slots.samples), {skip.key: skip.replaced_by for skip in batch.skips}
         return [instead.get(keys[sample], keys[sample]) for sample in batch.slots.samples.tolist()]
 
-    def _report(self, report: dict, state: TrainState) -> None:
-        self._folder.mkdir(exist_ok=True)
-        replace_text(self._folder / f"step_{report['step']:08d}.json", json.dumps(report, indent=1) + "\n")
-        recent = [step for step in state.bad_steps if report["step"] - WINDOW < step <= report["step"]]
+    def _write(self, warn: bool) -> None:
+        try:
+            while self._unwritten:
+                name, report = self._unwritten[0]
+                replace_text(self._folder / name, report)
+                del self._unwritten[0]
+        except OSError as error:
+            say(f"warning: {self._folder}: {error.strerror}; {LATER}", warn)
+
+    def _check(self, last: int, state: TrainState) -> None:
+        recent = [step for step in state.bad_steps if last - WINDOW < step <= last]
         if len(recent) >= self._limit:
             raise DivergedError(
                 f"train.max_bad_steps: {len(recent)} of the last {WINDOW:,} steps had a loss or gradient that was not finite; "

@@ -4,12 +4,11 @@ A checkpoint holds the fragments of the fp32 weights and optimiser state that ea
 what they are (`name@start/kind`). Any number of ranks at any ZeRO stage reads the pieces it needs from them.
 """
 
-import json
 import math
 import shutil
 import sys
 from collections import defaultdict
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from vitscale.config import CheckpointConfig
 from vitscale.engine import Engine
 from vitscale.errors import CheckpointError
 from vitscale.rundir import RunDir
-from vitscale.state import TrainState
+from vitscale.state import Scores, TrainState
 from vitscale.sums import SUMS, verify
 
 
@@ -80,17 +79,15 @@ def complete(checkpoints: Path) -> list[Path]:
     return sorted(path for path in checkpoints.glob("step_" + "[0-9]" * 8) if (path / SUMS).is_file())
 
 
-def prune(checkpoints: Path, config: CheckpointConfig, keep_every: int) -> None:
-    """Drop all but the newest `keep`, the first of each `keep_every` steps (0 = none), and the best."""
+def prune(checkpoints: Path, config: CheckpointConfig, keep_every: int, scores: Scores) -> None:
+    """Drop all but the newest `keep`, the first of each `keep_every` steps (0 = none), and the best by `scores`."""
     found = complete(checkpoints)
-    steps = {path: int(path.name.removeprefix("step_")) for path in found}
     kept = set(found[-config.keep :])
     if keep_every:
-        first = {steps[path] // keep_every: path for path in reversed(found)}
+        first = {int(path.name.removeprefix("step_")) // keep_every: path for path in reversed(found)}
         kept |= {path for period, path in first.items() if period > 0}
-    if config.best:
-        scores = {path: score for path in found if (score := _score(path, config.best)) is not None}
-        kept |= {max(scores, key=lambda path: (scores[path], steps[path]))} if scores else set()
+    if config.best and (winner := best(found, scores, config.best)):
+        kept.add(winner)
     for path in sorted(set(found) - kept):
         # Renamed first: a half-deleted checkpoint must not look like one.
         doomed = path.with_name(f".{path.name}.deleted")
@@ -99,12 +96,12 @@ def prune(checkpoints: Path, config: CheckpointConfig, keep_every: int) -> None:
         shutil.rmtree(doomed)
 
 
-def _score(path: Path, metric: str) -> float | None:
-    """The more the better; None where it was not measured."""
-    with suppress(OSError, ValueError):  # a damaged one is no reason to stop
-        value = json.loads((path / "state.json").read_text()).get("scores", {}).get(metric, math.nan)
-        return None if math.isnan(value) else -value if metric.endswith("loss") else value
-    return None
+def best(found: list[Path], scores: Scores, metric: str) -> Path | None:
+    """Of checkpoints in order, the one that scored best, of equals the later; None where none was measured."""
+    sign, unknown = -1 if metric.endswith("loss") else 1, {metric: math.nan}
+    values = {path: sign * scores.get(path.name, unknown).get(metric, math.nan) for path in reversed(found)}
+    known = {path: value for path, value in values.items() if not math.isnan(value)}
+    return max(known, key=lambda path: known[path], default=None)
 
 
 class Piece(NamedTuple):

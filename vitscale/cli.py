@@ -134,7 +134,7 @@ def train(path: str, overrides: list[str], procs: int, port: int = 0) -> int:
     """Check all that can be checked, then start the processes; a finished run starts none."""
     from launcher.command import local_command, local_environment
     from launcher.local import check_port, run
-    from vitscale import preflight, recipe
+    from vitscale import preflight, recipe, stopsignal
     from vitscale.errors import LaunchError
     from vitscale.rundir import RunDir
 
@@ -146,13 +146,16 @@ def train(path: str, overrides: list[str], procs: int, port: int = 0) -> int:
     run_dir.check_free()
     preflight.check(cfg, procs, {})
     published = f"models:/{cfg.publish.name}@{cfg.publish.alias}" if cfg.publish else run_dir.status.get("model")
-    if run_dir.status.get("state") == "finished" and run_dir.status["model"] == published:
+    finished = run_dir.status.get("state") == "finished" and recipe.load(run_dir.recipe).train.total == cfg.train.total
+    if finished and run_dir.status["model"] == published:
         print(f"{cfg.name}: already finished at step {run_dir.status['step']:,}; nothing to do")
         return 0
+    run_dir.write_status("starting")
     print(f"{cfg.name}: starting {procs} {'process' if procs == 1 else 'processes'}", flush=True)
     environment = local_environment(procs, cfg.hardware.device, len(os.sched_getaffinity(0)))
-    run_dir.write_status("starting")
     exit_status = run(local_command(str(recipe.find(path)), overrides, procs, port), environment)
+    if stopsignal.received and run_dir.status["state"] == "starting":  # before any process could take note
+        run_dir.write_status("stopped")
     # After a signal accelerate reports failure, however well the processes stopped; the run's own word counts.
     return 0 if run_dir.status["state"] in ("finished", "stopped") else exit_status or 1
 

@@ -89,9 +89,6 @@ class Watch:
                 self._pass_on_stop()
                 self._beat()
                 self._look()
-                with contextlib.suppress(OSError):  # of a full disk, say: another sign follows
-                    if self._world.is_main:
-                        self._run.stay_owner()
 
     def _pass_on_stop(self) -> None:
         world = self._world
@@ -127,12 +124,13 @@ class Watch:
 
     def _raise_alarm(self, beat: Beat, why: str) -> None:
         message = f"{beat}: {why} for {self._limit:g} s (hardware.hang_after_s)"
-        print(
-            f"error: {message}; all processes end, their stacks are in {self._run.hang}; start again to go on from the last "
-            f"checkpoint. It stood at\n{beat.stack}",
-            file=sys.stderr,
-            flush=True,
-        )
+        if self._store.add("alarms", 1) == 1:  # all see it when rank 0 falls silent; one says so
+            print(
+                f"error: {message}; all processes end, their stacks are in {self._run.hang}; start again to go on from the "
+                f"last checkpoint. It stood at\n{beat.stack}",
+                file=sys.stderr,
+                flush=True,
+            )
         self._store.set("hang", message)
         with contextlib.suppress(OSError):
             if beat.host == socket.gethostname():

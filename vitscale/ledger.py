@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_pipeline.bad_samples import Skip, check_fraction
 from data_pipeline.config import BadSamplesConfig
-from vitscale.rundir import replace_text
+from vitscale.rundir import append, replace_text
 from vitscale.state import TrainState
 from vitscale.world import World
 
@@ -15,7 +15,7 @@ class Ledger:
 
     def __init__(self, path: Path, config: BadSamplesConfig, world: World, step: int) -> None:
         self.path, self.config, self.world = path, config, world
-        self._pending: list[dict] = []
+        self._pending, self._unwritten = list[dict](), b""
         if world.is_main and path.exists():
             complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]  # a kill cuts
             kept = [line for line in complete if json.loads(line)["step"] <= step]
@@ -31,7 +31,8 @@ class Ledger:
         self._pending = []
         state.skipped += len(lines)
         with self.world.alone():
-            if self.world.is_main and lines:
-                with self.path.open("a") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in lines)
+            if self.world.is_main and (self._unwritten or lines):
+                self._unwritten = append(
+                    self.path, self._unwritten + "".join(json.dumps(line) + "\n" for line in lines).encode()
+                )
                 check_fraction(self.config, state.skipped, state.samples)

@@ -3,7 +3,6 @@
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 
@@ -15,8 +14,8 @@ from data_pipeline.order import Slots, fingerprint
 from data_pipeline.stream import Shards
 from vitscale import fault
 from vitscale.badsteps import BadStep, BadSteps
-from vitscale.config import OptimConfig, RunConfig
-from vitscale.duration import Duration
+from vitscale.cadence import Cadence
+from vitscale.config import RunConfig
 from vitscale.engine import Engine
 from vitscale.evaluate import evaluate
 from vitscale.ledger import Ledger
@@ -26,41 +25,9 @@ from vitscale.model.config import ViTConfig
 from vitscale.progress import TrainProgress
 from vitscale.rundir import RunDir
 from vitscale.saving import Saver
-from vitscale.schedule import Spans, learning_rate
 from vitscale.state import TrainState
 from vitscale.tracking import Tracker
 from vitscale.world import Reduction, World
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """The run's durations in steps; 0 = never."""
-
-    total: int
-    log: int
-    eval: int
-    save: int
-    keep: int
-    schedule: Spans
-
-    @classmethod
-    def of(cls, cfg: RunConfig, num_samples: int) -> "Cadence":
-        def steps(duration: Duration) -> int:
-            return duration.to_steps(cfg.train.global_batch, num_samples)
-
-        total, schedule = steps(cfg.train.total), cfg.optim.schedule
-        return cls(
-            total=total,
-            log=cfg.tracking.log_every,
-            eval=max(1, steps(cfg.eval.every)) if cfg.eval.every else 0,
-            save=max(1, steps(cfg.checkpoint.every)),
-            keep=max(1, steps(cfg.checkpoint.keep_every)) if cfg.checkpoint.keep_every else 0,
-            schedule=Spans(total, steps(schedule.warmup), steps(schedule.cooldown), max(1, steps(schedule.timescale))),
-        )
-
-    def learning_rate(self, step: int, optim: OptimConfig) -> float:
-        """Of the update after so many steps."""
-        return learning_rate(step, optim.lr, optim.schedule.end_lr, optim.schedule.name, self.schedule)
 
 
 def fit(
@@ -131,7 +98,6 @@ def take_in(state: TrainState, batch: Batch, global_batch: int, rank: int) -> No
     state.fingerprint = (state.fingerprint + fingerprint(batch.slots, first)) % 2**64
     state.step += 1
     state.samples += global_batch
-    state.scores = {}
 
 
 def seed_dropout(seed: int, step: int, rank: int, micro_step: int) -> None:
@@ -215,7 +181,7 @@ def evaluate_owed(engine: Engine, val: Iterable[Batch] | None, cfg: RunConfig, s
         with engine.world.phases.during("eval"):
             metrics = validate(engine, val, cfg)
         if not engine.world.stopping:
-            state.scores, state.owes_eval = metrics, False
+            state.scores[state.name], state.owes_eval = metrics, False
             tracker.log(state.step, "eval", metrics)
 
 

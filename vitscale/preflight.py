@@ -8,6 +8,8 @@ from data_pipeline.manifest import Manifest, read_manifest
 from data_pipeline.order import share_lanes
 from data_pipeline.storage import is_remote
 from data_pipeline.stream import resident_samples
+from vitscale import recipe
+from vitscale.cadence import Cadence
 from vitscale.config import RunConfig, grad_accum
 from vitscale.errors import LaunchError, RecipeError
 from vitscale.rundir import RunDir
@@ -27,16 +29,31 @@ def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> Origin | No
         manifest.check_classes(train[0].classes, "the first source of data.train")
     check_loader_memory(cfg, train, ranks)
     samples = sum(manifest.num_samples for manifest in train)
-    if cfg.train.total.to_steps(cfg.train.global_batch, samples) < 1:
+    cadence = Cadence.of(cfg, samples)
+    if cadence.total < 1:
         raise RecipeError(
             f"train.total: comes to no step of {cfg.train.global_batch} images ({samples} in an epoch); make it longer"
         )
+    cadence.check(cfg)
+    check_length(cadence, samples, run)
     share_lanes(cfg.data.source_weights or [manifest.num_samples for manifest in train], cfg.lanes)
     if cfg.data.val:
         check_source(cfg.data.val, "data.val", cfg).check_classes(train[0].classes, "data.train")
     if cfg.init is None:
         return None
     return fetch_init(cfg.init, cfg.model, run.init, tracking_uri(cfg.tracking, cfg.runs))
+
+
+def check_length(cadence: Cadence, samples: int, run: RunDir) -> None:
+    """A run may be prolonged, or cut, as long as the steps that it has made had the learning rates of the new length."""
+    before = Cadence.of(recipe.load(run.recipe), samples) if run.recipe.exists() else cadence
+    limit = min(before.total, cadence.total) - cadence.schedule.cooldown
+    if before.total != cadence.total and run.newest_step > limit:
+        raise RecipeError(
+            f"train.total: was {before.total:,} steps, is {cadence.total:,}; the run stands at step {run.newest_step:,} and "
+            f"may be at step {limit:,} at most, its end or the begin of its cool-down; remove later checkpoints, or choose "
+            "another name=... for a new run"
+        )
 
 
 def check_launch(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar on a terminal, a line every few seconds in a log."""
 
+import contextlib
 import math
 import sys
 import time
@@ -14,7 +15,8 @@ LINE_EVERY_S = 5.0
 def say(text: str, show: bool = True) -> None:
     """One line, at once; `show` is false on all ranks but the first."""
     if show:
-        print(text, flush=True)
+        with contextlib.suppress(OSError):  # a log that finds no room is no reason to end
+            print(text, flush=True)
 
 
 class TrainProgress:

@@ -1,10 +1,12 @@
 """`runs/<name>/`: the directory of a run, its one owner, and what it promises to continue."""
 
+import contextlib
 import fcntl
 import json
 import os
 import socket
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -14,9 +16,12 @@ from data_pipeline.storage import replace
 from vitscale import recipe
 from vitscale.config import RunConfig
 from vitscale.errors import RecipeError
+from vitscale.progress import say
 
 # Sections that decide the result; the others may change between two starts of a run.
 SCIENCE = ("seed", "model", "init", "data", "train", "optim")
+ENDLESS = ("rsqrt", "constant")  # schedules that do not depend on the length of the run until their cool-down
+LATER = "training goes on, the rest follows when there is room"
 OWNER_EVERY_S = 10.0
 
 
@@ -37,18 +42,25 @@ class RunDir:
         self.hang = self.path / "hang"
         self.stop = self.path / "stop"
         self._owner: IO[str] | None = None
-        self._claimed = 0.0
+        self._released, self._writing = threading.Event(), threading.Lock()
 
     def claim(self) -> None:
         """Become the owner, or fail: two trainings must never write here. Call on rank 0 only."""
-        self._owner, self._claimed = self._open(), time.time()
-        self.stay_owner()
+        self._owner = self._open()
+        self._thread = threading.Thread(target=self._stay_owner, args=(time.time(),), name="owner", daemon=True)
+        self._sign(time.time())
+        self._thread.start()
         self.stop.unlink(missing_ok=True)  # it was meant for the owner before
 
-    def stay_owner(self) -> None:
-        """A sign of life for machines that do not see the lock; to be given more often than every OWNER_EVERY_S seconds."""
+    def _stay_owner(self, since: float) -> None:
+        """The thread: signs of life, until the end, for machines that do not see the lock."""
+        while not self._released.wait(OWNER_EVERY_S / 4):
+            with contextlib.suppress(OSError):  # of a full disk, say: another sign follows
+                self._sign(since)
+
+    def _sign(self, since: float) -> None:
         assert self._owner
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": self._claimed, "seen": time.time()}
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "seen": time.time()}
         self._owner.seek(0)
         self._owner.write(json.dumps({**owner, "every_s": OWNER_EVERY_S}) + "\n")
         self._owner.truncate()
@@ -57,13 +69,19 @@ class RunDir:
     def release(self) -> None:
         """In good order, so that no other machine waits for signs of life."""
         assert self._owner
+        self._released.set()
+        self._thread.join()
         with self._owner as owner:
             owner.truncate(0)
 
     def check_free(self) -> None:
-        """Nobody owns it now."""
+        """Nobody owns it now; where it does not exist, it can be made."""
         if os.access(self.path, os.F_OK):
             self._open().close()
+        elif not (
+            (parent := next(p for p in self.path.parents if os.access(p, os.F_OK))).is_dir() and os.access(parent, os.W_OK)
+        ):
+            raise RecipeError(f"{self.path}: cannot be made, {parent} is no folder to write to; choose another with runs=...")
 
     def _open(self) -> IO[str]:
         """The file `owner`, locked."""
@@ -110,6 +128,11 @@ class RunDir:
             )
 
     @property
+    def newest_step(self) -> int:
+        """Of the checkpoints, sound or not; 0 where there is none."""
+        return max((int(path.name.removeprefix("step_")) for path in self.checkpoints.glob("step_" + "[0-9]" * 8)), default=0)
+
+    @property
     def status(self) -> dict[str, Any]:
         """`status.json`, or {} before the first."""
         path = self.path / "status.json"
@@ -118,11 +141,13 @@ class RunDir:
         except (OSError, ValueError):  # never written, or damaged: it is written anew
             return {}
 
-    def write_status(self, state: str, **values: Any) -> None:
-        """`state` is starting, running, stopped, finished or failed; one that is killed stays running."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        before = {key: value for key, value in self.status.items() if key != "error"}
-        replace_text(self.path / "status.json", json.dumps({**before, "state": state, **values}, indent=1) + "\n")
+    def write_status(self, state: str = "", **values: Any) -> None:
+        """`state` is starting, running, stopped, finished or failed, "" as before; one that is killed stays running."""
+        with self._writing:  # threads save, and watch
+            status = self.status
+            if state:
+                status = {key: value for key, value in status.items() if key != "error"} | {"state": state}
+            replace_text(self.path / "status.json", json.dumps(status | values, indent=1) + "\n")
 
 
 def _read_owner(path: Path) -> dict[str, Any]:
@@ -147,6 +172,8 @@ def _science(cfg: RunConfig) -> dict:
         source.pop("manifest", None)
         source.pop("samples", None)
     values["train"].pop("max_bad_steps")
+    if cfg.optim.schedule.name in ENDLESS:  # vitscale/preflight.py looks whether the cool-down allows it
+        values["train"].pop("total")
     for limit in ("max_fraction", "max_run"):
         values["data"]["bad_samples"].pop(limit)
     return values
@@ -167,6 +194,17 @@ def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:
         elif old != new:
             changed.append(f"{prefix}{key} was {old}, is {new}")
     return changed
+
+
+def append(path: Path, content: bytes) -> bytes:
+    """Add to a file; returns what found no room, with a warning, to be tried again."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            while content:
+                content = content[file.write(content) or 0 :]
+    except OSError as error:
+        say(f"warning: {path}: {error.strerror}; {LATER}")
+    return content
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from vitscale.errors import CheckpointError
 from vitscale.modelinfo import AVERAGED, WEIGHTS
 from vitscale.progress import say
 from vitscale.rundir import RunDir, replace_text
-from vitscale.state import TrainState
+from vitscale.state import Scores, TrainState
 from vitscale.sums import fsync, write_sums
 from vitscale.weights import sharded
 from vitscale.weights.files import METADATA
@@ -72,7 +72,7 @@ class Snapshot:
 
     def write(self, path: Path) -> str:
         """Write it, flushed to the disk; returns its SHA-256."""
-        return sharded.write_file(path, self._head, [self._data])
+        return sharded.write_file(path, self._head, [self._data], self._data.nbytes)
 
 
 def adjoining(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -93,6 +93,7 @@ class Save(NamedTuple):
 
     final: Path
     state: str
+    scores: Scores
     rank_bytes: list[int]
 
     @property
@@ -139,7 +140,7 @@ class Saver:
         world = self._world
         fingerprints, sizes = zip(*world.gather((state.fingerprint, self._snapshot.num_bytes)), strict=True)
         total = {**vars(state), "fingerprint": sum(fingerprints) % 2**64, "num_updates": self._engine.num_updates}
-        save = Save(self._run.checkpoints / f"step_{state.step:08d}", TrainState(**total).dump(), list(sizes))
+        save = Save(self._run.checkpoints / state.name, TrainState(**total).dump(), dict(state.scores), list(sizes))
         if world.is_main:
             try:
                 self._prepare(save)
@@ -150,12 +151,15 @@ class Saver:
     def _prepare(self, save: Save) -> None:
         """Make the folder, if the disk will hold everything."""
         shutil.rmtree(save.partial, ignore_errors=True)
-        weights = 4 * sum(shape.numel() for _, shape in self._engine.shapes())
-        needed = sum(save.rank_bytes) + weights * len(self._whole) + SLACK_BYTES
-        free = shutil.disk_usage(self._run.path).free
+        needed, free = self.num_bytes(save.rank_bytes), shutil.disk_usage(self._run.path).free
         if free < needed:
             raise OSError(f"it takes {(needed - free) / 2**20:,.1f} MiB more than the {free / 2**20:,.1f} MiB that are free")
         (save.partial / "engine").mkdir(parents=True)
+
+    def num_bytes(self, rank_bytes: list[int]) -> int:
+        """What a checkpoint takes on the disk, at most."""
+        weights = 4 * sum(shape.numel() for _, shape in self._engine.shapes())
+        return sum(rank_bytes) + weights * len(self._whole) + SLACK_BYTES
 
     def _fail(self, save: Save, error: Exception) -> None:
         self._problem = f"{save.final}: not written: {error or repr(error)}; the checkpoints before it are as they were"
@@ -207,9 +211,10 @@ class Saver:
         fsync(save.final.parent)
         fault.at("save.renamed")
         try:
-            prune(save.final.parent, self._config, self._keep_every)
-        except OSError as error:  # it is written; that an old one stays harms nothing
-            say(f"warning: {save.final.parent}: an old checkpoint cannot be removed ({error})")
+            self._run.write_status(checkpoint=int(save.final.name.removeprefix("step_")))
+            prune(save.final.parent, self._config, self._keep_every, save.scores)
+        except OSError as error:  # it is written, and an old one that stays harms nothing
+            say(f"warning: {save.final}: is complete, but tidying up failed ({error})")
         fault.at("save.pruned")
 
 
@@ -228,11 +233,11 @@ def write_share(snapshot: Snapshot, folder: Path, rank: int) -> None:
 
 def shares(save: Save, within_s: float) -> dict[str, str]:
     """Wait for all ranks' notes: the SHA-256 of each file. OSError where a rank could not write, or did not."""
-    deadline, ranks = time.monotonic() + within_s, len(save.rank_bytes)
+    deadline, ranks, pause_s = time.monotonic() + within_s, len(save.rank_bytes), 0.01
     while len(notes := sorted((save.partial / "engine").glob("rank_*.note"))) < ranks:
         if time.monotonic() > deadline:
             raise TimeoutError(f"only {len(notes)} of {ranks} processes have written their part within {within_s:.0f} s")
-        time.sleep(0.02)
+        time.sleep(pause_s := min(1.2 * pause_s, 0.5))  # who looks all the time seems to get on (vitscale/health.py)
     sums = {}
     for note, num_bytes in zip(notes, save.rank_bytes, strict=True):
         path, text = note.with_suffix(".safetensors"), note.read_text()

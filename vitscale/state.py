@@ -4,6 +4,8 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 
+Scores = dict[str, dict[str, float]]  # checkpoint's name -> metric -> value
+
 
 @dataclass
 class TrainState:
@@ -17,7 +19,7 @@ class TrainState:
     num_updates: float = 0.0  # updates applied by the optimiser
     skipped: int = 0  # images that were replaced, of all ranks
     data: str = ""  # digest of the training manifests
-    scores: dict[str, float] = field(default_factory=dict)  # what was measured of these very weights
+    scores: Scores = field(default_factory=dict)  # of all evaluations, one that a stop had cut short among them
     owes_eval: bool = False  # a stop cut the evaluation of these weights short
     bad_steps: list[int] = field(default_factory=list)  # steps whose update was skipped, since a number was not finite
     began: float = 0.0  # when the run began, in seconds since 1970
@@ -25,6 +27,11 @@ class TrainState:
 
     def dump(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint."""
+        return f"step_{self.step:08d}"
 
     @classmethod
     def parse(cls, text: str) -> "TrainState":

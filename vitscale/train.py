@@ -1,13 +1,13 @@
 """The entry of every training process: `accelerate launch ... -m vitscale.train RECIPE [a.b=c ...]`."""
 
 import os
-import signal
 import sys
 
 if __name__ == "__main__":  # first of all: the imports below take seconds in which much can happen
+    from vitscale import stopsignal
     from vitscale.orphan import die_with_parent
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher too, which ends us in good order
+    stopsignal.remember()
     if "RANK" in os.environ:
         die_with_parent()
     if os.environ.get("RANK", "0") == "0":
@@ -26,12 +26,13 @@ from data_pipeline.manifest import read_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
 from vitscale import preflight, publish, recipe
+from vitscale.cadence import Cadence
 from vitscale.checkpoint import complete, restore
 from vitscale.config import HardwareConfig, RunConfig, grad_accum, micro_batch
 from vitscale.engine import Engine, import_deepspeed
 from vitscale.errors import USER_ERRORS, TrackingError
 from vitscale.health import Watch
-from vitscale.loop import Cadence, fit
+from vitscale.loop import fit
 from vitscale.model.build import Model, build
 from vitscale.modelinfo import ModelInfo, read_model_info
 from vitscale.progress import say
@@ -47,6 +48,8 @@ from vitscale.world import OtherRankFailedError, World, end_process
 def main(cfg: RunConfig) -> None:
     """Run a recipe from where it stands to its end. Call on every rank."""
     with World(cfg.hardware, cfg.seed) as world:
+        if world.any(world.stop_requested):
+            return stop_at_once(cfg, world)
         import_deepspeed(world.device.type)
         say(f"{cfg.name}: {world.size} {'process is' if world.size == 1 else 'processes are'} up", world.is_main)
         run, origin = open_run(cfg, world)
@@ -63,6 +66,16 @@ def main(cfg: RunConfig) -> None:
                 if world.is_main:
                     run.write_status("failed", error=str(error))
             raise
+
+
+def stop_at_once(cfg: RunConfig, world: World) -> None:
+    """The end of a run that was asked to stop before it began. Call on every rank."""
+    with world.alone():
+        if world.is_main:
+            run = RunDir(cfg)
+            run.claim()
+            run.write_status("stopped")
+            run.release()
 
 
 def train(cfg: RunConfig, run: RunDir, tracker: Tracker, world: World) -> tuple[TrainState, bool]:
@@ -136,9 +149,10 @@ def layout(cfg: RunConfig, world: World) -> Layout:
 
 def announce(cfg: RunConfig, run: RunDir, state: TrainState, cadence: Cadence, engine: Engine) -> None:
     """One line that says what is about to happen."""
-    if state.step == 0 and last_metrics(run.metrics):
+    if state.step < (before := run.status.get("checkpoint", 0)):
         say(
-            f"warning: {run.checkpoints}: no checkpoint, though this run was trained before; it starts anew",
+            f"warning: {run.checkpoints}: step {before:,} was saved there, and is gone; "
+            f"{'it goes on from an earlier one' if state.step else 'the run starts anew'}",
             engine.world.is_main,
         )
     parameters = sum(shape.numel() for _, shape in engine.shapes())

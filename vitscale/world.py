@@ -6,19 +6,20 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from types import FrameType, TracebackType
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from vitscale import stopsignal
 from vitscale.config import HardwareConfig
 from vitscale.errors import LaunchError
 from vitscale.phases import Phases, process_age_s
+from vitscale.stopsignal import STOP_SIGNALS
 
 Item = TypeVar("Item")
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class World:
@@ -39,6 +40,7 @@ class World:
     def __enter__(self) -> Self:
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
+        self.stop_requested = bool(stopsignal.received)
         torch.set_num_threads(self.cores)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -132,28 +134,20 @@ class World:
         dist.all_reduce(answer, dist.ReduceOp.MAX)
         return bool(answer)
 
-    def alone(self) -> "Alone":
-        """A block that each rank runs for itself and that fails on all ranks when it fails on one."""
-        return Alone(self)
-
-
-class Alone:
-    """`with world.alone():` joins at the end; an error on any rank is raised on every rank, so that none waits for it."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is not None and not isinstance(error, Exception):
-            return
-        mine = None if error is None else f"{type(error).__name__}: {error}"
-        failed = [(rank, text) for rank, text in enumerate(self._world.gather(mine)) if text]
-        if failed and error is None:
-            rank, text = failed[0]
-            raise OtherRankFailedError(f"rank {rank} failed: {text}")
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block that each rank runs for itself; an error on any rank is raised on every rank, so that none waits for it."""
+        error = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        said = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, text in enumerate(said):
+            if text is not None:
+                raise OtherRankFailedError(f"rank {rank} failed: {text}")
 
 
 class _StopWaitingError(BaseException):

@@ -9,10 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipeline.loader import Batch
+from vitscale.cadence import Cadence
 from vitscale.config import RunConfig
 from vitscale.engine import Engine, import_deepspeed
 from vitscale.errors import LaunchError
-from vitscale.loop import Cadence, train_step
+from vitscale.loop import train_step
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.state import TrainState

@@ -138,9 +138,11 @@ def parts(base: RunConfig, world: World) -> dict:
     path = training.save()
     sharded.SHARD_BYTES = 450 * 2**20
     training.state.step += 1
-    training.save()
+    written = sum(file.stat().st_size for file in training.save().rglob("*.safetensors"))
+    saver = Saver(training.run, training.engine, training.cfg.checkpoint, 0)
+    needed = saver.num_bytes(world.gather((path / f"engine/rank_{world.rank:05d}.safetensors").stat().st_size))
     training.close()
-    return {"path": str(path)}
+    return {"path": str(path), "spare": needed - written}
 
 
 CASES = {"walk": walk, "carried": carried, "full": full, "no_room": no_room, "parts": parts}

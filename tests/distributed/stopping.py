@@ -50,7 +50,7 @@ def evaluating(training: Training, world: World) -> dict:
     dropped = state.owes_eval and world.stopping and not state.scores
     world.stopping = world.stop_requested = False
     evaluate_owed(engine, val, training.cfg, state, tracker)
-    return {"dropped": world.gather(dropped), "made_up": state.scores == whole and not state.owes_eval}
+    return {"dropped": world.gather(dropped), "made_up": state.scores == {state.name: whole} and not state.owes_eval}
 
 
 def main() -> None:

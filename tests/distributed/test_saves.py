@@ -11,6 +11,7 @@ from launching import Tiny, launch, make_tiny
 from safetensors.torch import load_file
 
 from vitscale import load_pretrained
+from vitscale.saving import SLACK_BYTES
 from vitscale.sums import verify
 
 SAVES = Path(__file__).with_name("saves.py")
@@ -54,6 +55,11 @@ def test_a_save_that_fails_leaves_the_one_before_and_no_trace(found: tuple[Tiny,
     assert "step_00000003: not written: rank 1: [Errno 27] File too large; the checkpoints before it are" in full["raised"]
     assert "warning: " in said and "the next save tries again" in said
     assert full["after"] == ["step_00000001", "step_00000004"]
+
+
+def test_what_a_checkpoint_takes_is_known_before(found: tuple[Tiny, dict, str]) -> None:
+    """Weights and average of four bytes for each of 29,000 parameters, and the ranks' parts; headers are within the slack."""
+    assert SLACK_BYTES - 20_000 < found[1]["parts"]["spare"] < SLACK_BYTES
 
 
 def test_weights_in_parts_are_the_same_weights(found: tuple[Tiny, dict, str]) -> None:

@@ -35,3 +35,10 @@ def test_when_no_rank_gets_on_all_end_and_say_where_they_stood(done: tuple[dict,
     assert [path.name for path in stacks] == ["rank_00000.txt", "rank_00001.txt"]
     assert all("stopping.py" in path.read_text() for path in stacks)
     assert tiny.status()["state"] == "failed"
+
+
+def test_when_rank_0_stands_still_the_others_end_and_one_says_so(tmp_path: Path, digits_dir: Path) -> None:
+    ended = launch(Path(__file__).with_name("frozen.py"), 3, make_tiny(tmp_path, digits_dir).recipe)
+    assert ended.returncode != 0
+    assert ended.stderr.count("error: rank 0 on") == 1, ended.stderr
+    assert "gives no sign of life for 1 s" in ended.stderr

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from vitscale import recipe
+from vitscale.cadence import Cadence
 from vitscale.checkpoint import complete, restore
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
-from vitscale.loop import Cadence, Losses, total_fingerprint, train_step, validate
+from vitscale.loop import Losses, total_fingerprint, train_step, validate
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS

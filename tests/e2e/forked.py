@@ -1,8 +1,8 @@
 """Trainings whose ranks are forks of one process, which has imported everything: a start takes a second instead of ten.
 
-`forked.py PLAN`: PLAN is JSON, a list of [recipe, overrides, kills]. Each kill is a VITSCALE_FAULT, or a number of seconds:
-so long after the first new line of metrics all ranks are killed. After all of them the run goes on to its end. Prints the
-ranks' exit codes, a list per start.
+`forked.py PLAN [WITHIN_S]`: PLAN is JSON, a list of [recipe, overrides, kills]. Each kill is a VITSCALE_FAULT, or a number of
+seconds: so long after the first new line of metrics all ranks are killed. After all of them the run goes on to its end. Prints
+the ranks' exit codes, a list per start. WITHIN_S: how long the ranks that are left may take to end by themselves.
 """
 
 import importlib
@@ -33,7 +33,7 @@ def rank_main(rank: int, port: int, path: str, overrides: list[str], fault: str)
     train.main(recipe.load(path, overrides))
 
 
-def start(path: str, overrides: list[str], kill: str | float) -> list[int | None]:
+def start(path: str, overrides: list[str], kill: str | float, within_s: float) -> list[int | None]:
     """Run until a rank ends otherwise than well, then kill the others as a launcher does; the exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -49,7 +49,9 @@ def start(path: str, overrides: list[str], kill: str | float) -> list[int | None
         before = metrics.stat().st_size if metrics.exists() else 0
         wait(ranks, lambda: metrics.exists() and metrics.stat().st_size > before)
         time.sleep(kill)
+    deadline = time.monotonic() + within_s
     for rank in ranks:
+        rank.join(max(0.0, deadline - time.monotonic()))
         rank.kill()
         rank.join()
     return [rank.exitcode for rank in ranks]
@@ -61,11 +63,12 @@ def wait(ranks: list[BaseProcess], until: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def main(plan: str) -> None:
+def main(plan: str, within_s: float) -> None:
     for name in LATE:  # what a training imports only after its start
         importlib.import_module(name)
-    print(json.dumps([[start(path, overrides, kill) for kill in (*kills, "")] for path, overrides, kills in json.loads(plan)]))
+    found = [[start(path, words, kill, within_s) for kill in (*kills, "")] for path, words, kills in json.loads(plan)]
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], float(*sys.argv[2:]))

@@ -96,7 +96,8 @@ def test_a_damaged_image_is_named_once_and_no_other_process_adds_to_it(tiny: Tin
 
 
 def test_pretrained_weights_of_another_architecture_and_a_started_run_with_another_recipe(tiny: Tiny) -> None:
-    first = vitscale("train", tiny.recipe, "train.total.steps=2", "eval.every=null")
+    short = ("train.total.steps=2", "optim.schedule.warmup.steps=0")
+    first = vitscale("train", tiny.recipe, *short, "eval.every=null")
     assert first.returncode == 0, first.stdout + first.stderr
     checkpoint = tiny.run_dir() / "checkpoints" / "step_00000002"
     kept = sorted((path, path.stat().st_mtime_ns) for path in tiny.run_dir().rglob("*"))
@@ -105,7 +106,7 @@ def test_pretrained_weights_of_another_architecture_and_a_started_run_with_anoth
     assert other.returncode == 1
     assert "width: 32 here, 64 there" in other.stderr and other.stderr.count("\n") == 1
 
-    changed = vitscale("train", tiny.recipe, "train.total.steps=2", "optim.lr=0.5")
+    changed = vitscale("train", tiny.recipe, *short, "optim.lr=0.5")
     assert changed.returncode == 1
     assert "optim.lr was 0.001, is 0.5" in changed.stderr and "name=" in changed.stderr
 

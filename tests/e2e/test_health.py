@@ -81,6 +81,7 @@ def test_a_frozen_process_ends_all_soon_and_one_that_is_only_slow_does_not(tiny:
     again = start(tiny)
     last = wait_for_checkpoint_after(tiny, again, before)
     assert f"continues at step {int(before.name[5:]):,} " in said(tiny)
+    assert f"warning: {lost.parent}: step {int(lost.name[5:]):,} was saved there, and is gone; it goes on from" in said(tiny)
     (tiny.run_dir() / "stop").touch()
     assert again.wait(DEADLINE_S) == 0, said(tiny)
     assert tiny.status()["state"] == "stopped"
@@ -119,3 +120,30 @@ def test_steps_that_are_not_finite_name_their_images_and_stop_the_run(tiny: Tiny
         slots = order.view(0, cfg.lanes).step(report["step"] - 1)
         planned = [Shards(manifest).key(sample) for sample in slots.samples.tolist()]
         assert [key for share in report["ranks"] for key in share["samples"]] == planned
+
+
+def stop_at_start(tiny: Tiny, number: signal.Signals, after: str, *command: str) -> subprocess.Popen:
+    """Start it and send the signal some time after it said this."""
+    words = [sys.executable, "-m", *command, str(tiny.recipe)]
+    process = subprocess.Popen(words, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout and after in process.stdout.readline()
+    time.sleep(0.3)
+    process.send_signal(number)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "after", "command"),
+    [
+        (signal.SIGTERM, "starting 1 process", ["vitscale.cli", "train"]),
+        (signal.SIGUSR1, "loading torch", ["vitscale.train"]),
+    ],
+)
+def test_a_stop_before_torch_is_there_is_one_in_good_order(
+    tiny: Tiny, number: signal.Signals, after: str, command: list[str]
+) -> None:
+    process = stop_at_start(tiny, number, after, *command)
+    said, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, said
+    assert tiny.status() == {"state": "stopped"}
+    assert not (tiny.run_dir() / "checkpoints").exists()

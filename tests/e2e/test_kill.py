@@ -167,9 +167,9 @@ def test_whatever_ends_it_the_next_start_goes_on_to_the_same_bits(tiny: Tiny, un
     assert_same_end(tiny, undisturbed)
 
 
-def forked(plan: list) -> list[list[list[int]]]:
+def forked(plan: list, within_s: float = 0.0) -> list[list[list[int]]]:
     """Run a plan of forked.py: the ranks' exit codes of every start."""
-    command = [sys.executable, Path(__file__).with_name("forked.py"), json.dumps(plan)]
+    command = [sys.executable, Path(__file__).with_name("forked.py"), json.dumps(plan), str(within_s)]
     done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -179,6 +179,16 @@ def test_every_fault_point_is_met() -> None:
     source = "".join(path.read_text() for path in Path(vitscale_package.__file__).parent.rglob("*.py"))
     named = {kill.partition(":")[0] for kill in (*KILLS, *AT_THE_END)}
     assert set(re.findall(r'fault\.at\("(.+?)"\)', source)) == named
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_before_the_others_have_its_part_does_not_keep_them(tiny: Tiny) -> None:
+    """In the last save, where no collective would notice, and without a launcher that ends the others."""
+    overrides = ["hardware.hang_after_s=3", "train.total.steps=5", "checkpoint.every.steps=5", "eval.every=null"]
+    ((died, went_on),) = forked([[str(tiny.recipe), overrides, ["save.fragments:1"]]], within_s=15)
+    assert died == [1, -signal.SIGKILL]
+    assert went_on == [0, 0] and checkpoints(tiny) == [5]
+    assert re.search(r"error: rank 1 on .*: gives no sign of life for 3 s", log(tiny).read_text())
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from vitscale import recipe
-from vitscale.loop import Cadence
+from vitscale.cadence import Cadence
 from vitscale.schedule import SCHEDULES, Spans, learning_rate
 
 ROOT_HALF = math.sqrt(0.5)

@@ -22,12 +22,27 @@ DOORS = {
     "accelerate": {"launcher/launch.py"},
     "launcher": {"vitscale/cli.py", "vitscale/demo.py"},
 }
-FOR_LAUNCHER = {"launcher", "vitscale.config", "vitscale.recipe", "vitscale.errors", "vitscale.duration", "vitscale.orphan"}
+FOR_LAUNCHER = {"launcher"} | {
+    f"vitscale.{name}" for name in ("config", "recipe", "errors", "duration", "orphan", "stopsignal")
+}
 WITHOUT_TORCH = [
     "vitscale",
     *(
         f"vitscale.{name}"
-        for name in ("config", "recipe", "cli", "preflight", "show", "source", "rundir", "tracking", "publish", "orphan")
+        for name in (
+            "config",
+            "recipe",
+            "cli",
+            "preflight",
+            "show",
+            "source",
+            "rundir",
+            "tracking",
+            "publish",
+            "orphan",
+            "stopsignal",
+            "cadence",
+        )
     ),
     *("vitscale.model.config", "vitscale.model.zoo", "vitscale.model.flops"),
     *("launcher", "launcher.command", "launcher.local", "launcher.launch"),

@@ -1,7 +1,9 @@
 """Which checkpoints are there, which count, and which are kept."""
 
 import json
+import multiprocessing
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,12 +26,11 @@ RUN = {
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
-    def make(step: int, **scores: float) -> Path:
+    def make(step: int) -> Path:
         path = tmp_path / f"step_{step:08d}"
         (path / "engine").mkdir(parents=True)
         (path / "engine" / "rank_00000.safetensors").write_bytes(bytes(range(256)))
-        named = {name.replace("_", "/"): value for name, value in scores.items()}
-        (path / "state.json").write_text(TrainState(step=step, data="d" * 64, scores=named).dump())
+        (path / "state.json").write_text(TrainState(step=step, data="d" * 64).dump())
         write_sums(path)
         return path
 
@@ -55,19 +56,34 @@ def steps(folder: Path) -> list[int]:
 )
 def test_what_is_kept_of_all_and_of_a_growing_run(tmp_path, make, config, keep_every, kept):
     top1 = {20: 0.1, 40: 0.7, 50: 0.7, 70: 0.3, 80: float("nan")}
+    scores = {f"step_{step:08d}": {"eval/top1": value, "eval/loss": value} for step, value in top1.items()}
     for step in range(10, 90, 10):
-        make(step, **({"eval_top1": top1[step], "eval_loss": top1[step]} if step in top1 else {}))
-        prune(tmp_path, CheckpointConfig(**config), keep_every)
+        make(step)
+        prune(
+            tmp_path, CheckpointConfig(**config), keep_every, {name: scores[name] for name in scores if int(name[5:]) <= step}
+        )
     assert steps(tmp_path) == kept
     assert len(list(tmp_path.iterdir())) == len(kept)
 
 
-def test_a_damaged_state_does_not_stop_the_pruning(tmp_path, make):
+def test_a_score_that_is_only_known_after_the_next_start_counts(tmp_path, make):
+    """A stop cut its evaluation short: the state that its checkpoint holds does not know it."""
     for step in (1, 2, 3, 4):
-        make(step, eval_top1=0.5)
-    (tmp_path / "step_00000001" / "state.json").write_bytes(b"\xff{")
-    prune(tmp_path, CheckpointConfig(best="eval/top1"), 0)
-    assert steps(tmp_path) == [3, 4]
+        make(step)
+    prune(tmp_path, CheckpointConfig(best="eval/top1"), 0, {"step_00000001": {"eval/top1": 0.5}})
+    assert steps(tmp_path) == [1, 3, 4]
+
+
+def test_a_pruning_that_is_killed_leaves_no_half_checkpoint(tmp_path, make, monkeypatch):
+    for step in (1, 2, 3):
+        make(step)
+    monkeypatch.setenv("VITSCALE_FAULT", "save.doomed")
+    process = multiprocessing.get_context("fork").Process(target=prune, args=(tmp_path, CheckpointConfig(), 0, {}))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert steps(tmp_path) == [2, 3]
+    assert len(list(tmp_path.iterdir())) == 3  # it was not yet deleted, and is no checkpoint any more
 
 
 @pytest.mark.parametrize("file", ["engine/rank_00000.safetensors", "state.json", "SHA256SUMS"])

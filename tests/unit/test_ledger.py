@@ -1,6 +1,7 @@
 """The ledger of replaced images: written for all ranks, cut back when a run goes on from an earlier step, limited."""
 
 import json
+import resource
 
 import pytest
 
@@ -71,3 +72,21 @@ def test_too_many_stop_the_run_after_they_are_written(world, tmp_path):
     with pytest.raises(DataError, match=r"max_fraction: 129 of 12,800 images .* 1.000% are allowed"):
         ledger.settle(state)
     assert len(lines(tmp_path / "ledger.jsonl")) == 129
+
+
+def test_what_a_full_disk_does_not_take_follows(world, tmp_path, capsys):
+    """The limit on the size of a file fails within a line, as a full disk does."""
+    ledger, state = Ledger(tmp_path / "ledger.jsonl", REPLACE, world, 0), TrainState(step=1, samples=64)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+    try:
+        ledger.note(1, (skip(1), skip(2)))
+        ledger.settle(state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert "ledger.jsonl: File too large; training goes on" in capsys.readouterr().out
+    assert (tmp_path / "ledger.jsonl").stat().st_size == 200
+    ledger.note(2, (skip(3),))
+    ledger.settle(state)
+    assert [line["key"] for line in lines(tmp_path / "ledger.jsonl")] == ["k1", "k2", "k3"]
+    assert state.skipped == 3

@@ -8,8 +8,10 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import write_manifest
+from vitscale import recipe
 from vitscale.errors import LaunchError, ModelError, RecipeError
 from vitscale.preflight import check, check_launch, check_loader_memory, check_source
+from vitscale.rundir import RunDir
 
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "RANK": "0"}  # what it always sets
 
@@ -105,7 +107,6 @@ def test_classes_that_do_not_fit_the_head_are_found(sound):
 
 
 def test_another_recipe_in_the_run_directory_is_found(sound, tmp_path):
-    from vitscale import recipe
 
     folder = tmp_path / "runs" / "tiny"
     folder.mkdir(parents=True)
@@ -155,3 +156,55 @@ def test_labels_that_the_head_does_not_know_pass_only_where_they_are_replaced(so
     with pytest.raises(DataError, match=r"val-00000.tar: labels 0..2"):  # an accuracy is of all images
         check(sound("model.num_classes=2", "data.bad_samples.policy=replace"), ranks=1, environ={})
     assert check(sound("model.num_classes=2", "data.bad_samples.policy=replace", "data.val=null"), ranks=1, environ={}) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["warmup.steps=30", "cooldown.steps=21"], "warm-up of 30 steps and a cool-down of 21 do not fit into a run of 50"),
+        (["warmup.steps=51"], "a warm-up of 51 steps and a cool-down of 0 "),
+        (["warmup.samples=240", "cooldown.steps=20"], None),  # 30 steps, and 20
+    ],
+)
+def test_warmup_and_cooldown_fit_into_the_run(sound, overrides, said):
+    cfg = sound("train.total.steps=50", *(f"optim.schedule.{override}" for override in overrides))
+    if said is None:
+        check(cfg, ranks=1, environ={})
+    else:
+        with pytest.raises(RecipeError, match=said):
+            check(cfg, ranks=1, environ={})
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "saved", "fits"),
+    [("{steps: 7}", 10, False), ("null", 10, False), ("{steps: 5}", 10, True), ("{steps: 20}", 10, True)],
+)
+def test_the_best_is_sought_among_checkpoints_that_are_evaluated(sound, evaluated, saved, fits):
+    durations = ("train.total.steps=50", f"eval.every={evaluated}", f"checkpoint.every.steps={saved}")
+    check(sound(*durations), ranks=1, environ={})
+    cfg = sound(*durations, "checkpoint.best=eval/top1")
+    if fits:
+        check(cfg, ranks=1, environ={})
+    else:
+        with pytest.raises(RecipeError, match=r"checkpoint.best: eval/top1 .*eval.every is (7|never) and checkpoint.every 10"):
+            check(cfg, ranks=1, environ={})
+
+
+@pytest.mark.parametrize(
+    ("total", "cooldown", "newest", "fits"),
+    [(80, 0, 50, True), (80, 10, 40, True), (80, 10, 41, False), (45, 10, 35, True), (45, 10, 36, False), (50, 10, 50, True)],
+)
+def test_a_run_is_prolonged_before_its_cool_down(sound, total, cooldown, newest, fits):
+    """From 50 steps to `total`, with a checkpoint at `newest`."""
+    schedule = ("optim.schedule.name=rsqrt", f"optim.schedule.cooldown.steps={cooldown}")
+    run = RunDir(sound())
+    (run.checkpoints / f"step_{newest:08d}").mkdir(parents=True)
+    run.recipe.write_text(recipe.dump(sound("train.total.steps=50", *schedule)))
+    longer = sound(f"train.total.steps={total}", *schedule)
+    if fits:
+        check(longer, ranks=1, environ={})
+    else:
+        with pytest.raises(
+            RecipeError, match=f"was 50 steps, is {total}; the run stands at step {newest} .* step {newest - 1} at"
+        ):
+            check(longer, ranks=1, environ={})

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from vitscale import recipe
+from vitscale import recipe, rundir
 from vitscale.errors import RecipeError
 from vitscale.rundir import RunDir, replace_text
 
@@ -78,11 +78,12 @@ def elsewhere(run, seen):
     replace_text(run.path / "owner", json.dumps(said))
 
 
-def test_an_owner_on_another_machine_is_refused_while_it_gives_signs_of_life(config):
+@pytest.mark.parametrize("signs_every_s", [0.05, 0.45])  # of every 0.2 s that it promises; two may be missed
+def test_an_owner_on_another_machine_is_refused_while_it_gives_signs_of_life(config, signs_every_s):
     run, stop = RunDir(config()), threading.Event()
 
     def live():
-        while not stop.wait(0.05):
+        while not stop.wait(signs_every_s):
             elsewhere(run, time.time() - 5)  # its clock is behind
 
     elsewhere(run, time.time())
@@ -94,6 +95,20 @@ def test_an_owner_on_another_machine_is_refused_while_it_gives_signs_of_life(con
     owner.join()
 
 
+def test_an_owner_gives_signs_of_life_from_claim_to_release_whatever_it_does(config, monkeypatch):
+    monkeypatch.setattr(rundir, "OWNER_EVERY_S", 0.1)
+    run = RunDir(config())
+    run.claim()
+    signs = set()
+    for _ in range(20):
+        signs.add((run.path / "owner").read_text())
+        time.sleep(0.03)
+    assert len(signs - {""}) > 5
+    run.release()
+    time.sleep(0.1)
+    assert (run.path / "owner").read_text() == ""
+
+
 @pytest.mark.parametrize(("age_s", "within_s"), [(3600, 0.2), (0, 2.0), (-3600, 2.0)])
 def test_a_silent_owner_on_another_machine_is_taken_over_loudly_whatever_its_clock_says(config, capsys, age_s, within_s):
     run = RunDir(config())
@@ -102,7 +117,6 @@ def test_a_silent_owner_on_another_machine_is_taken_over_loudly_whatever_its_clo
     run.claim()
     assert time.monotonic() - begin < within_s
     assert "taken over from process 7 on elsewhere" in capsys.readouterr().err
-    run.stay_owner()
     assert json.loads((run.path / "owner").read_text())["host"] == socket.gethostname()
     run.release()
     RunDir(config()).check_free()
@@ -120,11 +134,12 @@ def test_a_request_to_stop_is_not_for_the_next_owner(config):
 @pytest.fixture
 def nobody():
     """Another user for this process, who may not write everywhere."""
-    if os.geteuid() == 0:
-        os.seteuid(65534)
+    root = os.geteuid() == 0
+    if root:
+        os.setresuid(65534, 65534, 0)
     yield
-    if os.getuid() == 0:
-        os.seteuid(0)
+    if root:
+        os.setresuid(0, 0, 0)
 
 
 def test_a_directory_that_cannot_be_written_to(config, request):
@@ -136,6 +151,19 @@ def test_a_directory_that_cannot_be_written_to(config, request):
     request.getfixturevalue("nobody")
     with pytest.raises(RecipeError, match=rf"{run.path}: cannot be written to \(Permission denied\).*runs="):
         run.claim()
+
+
+def test_a_folder_that_is_a_file_or_not_ours_is_said_so(config, tmp_path, request):
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match=rf"{tmp_path}/file/tiny: cannot be made, {tmp_path}/file is no folder .*runs="):
+        RunDir(config(f"runs={tmp_path}/file")).check_free()
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    tmp_path.chmod(0o555)
+    run = RunDir(config())
+    request.getfixturevalue("nobody")
+    with pytest.raises(RecipeError, match=f"cannot be made, {tmp_path} is no folder to write to"):
+        run.check_free()
 
 
 def started(config, *overrides):
@@ -188,6 +216,17 @@ def test_all_differences_are_named(config):
 )
 def test_what_does_not_change_the_result_may_change(config, override):
     started(config).check(config(override))
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "rsqrt", "constant"])
+def test_only_what_does_not_depend_on_its_length_may_be_prolonged(config, name):
+    schedule = f"optim.schedule.name={name}"
+    run, longer = started(config, schedule), config(schedule, "train.total.epochs=3")
+    if name in ("rsqrt", "constant"):
+        run.check(longer)
+    else:
+        with pytest.raises(RecipeError, match=r"train.total.epochs was 2"):
+            run.check(longer)
 
 
 def test_an_empty_directory_takes_any_recipe(config):

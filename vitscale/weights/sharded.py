@@ -1,5 +1,7 @@
 """Weights as safetensors, written as they come: one file, or several and an index as Hugging Face's programs know it."""
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +16,7 @@ from vitscale.weights.rules import Tensors
 
 SHARD_BYTES = 450 * 2**20
 CHUNK_BYTES = 16 * 2**20
+FALLOC_FL_KEEP_SIZE = 1  # linux/falloc.h
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
@@ -31,7 +34,7 @@ def write(
     for number, names in enumerate(groups, start=1):
         part = file if len(groups) == 1 else file.replace(".", f"-{number:05d}-of-{len(groups):05d}.")
         head = header({name: tensors[name] for name in names}, metadata)
-        sums[part] = write_file(folder / part, head, map(read, names))
+        sums[part] = write_file(folder / part, head, map(read, names), sum(tensors[name].nbytes for name in names))
         index |= dict.fromkeys(names, part)
     if len(groups) > 1:
         content = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())}, "weight_map": index}
@@ -64,10 +67,11 @@ def header(tensors: Tensors, metadata: dict[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_file(path: Path, head: bytes, tensors: Iterable[torch.Tensor]) -> str:
-    """Header and tensors, flushed to the disk; returns the SHA-256. The interpreter's lock is free most of the time."""
+def write_file(path: Path, head: bytes, tensors: Iterable[torch.Tensor], num_bytes: int) -> str:
+    """Header and tensors of so many bytes, flushed to the disk; returns the SHA-256. Leaves the interpreter's lock free."""
     digest = hashlib.sha256(head)
     with path.open("wb") as file:
+        reserve(file.fileno(), len(head) + num_bytes)
         file.write(head)
         for tensor in tensors:
             data = tensor.flatten().view(torch.uint8).numpy().data
@@ -77,6 +81,17 @@ def write_file(path: Path, head: bytes, tensors: Iterable[torch.Tensor]) -> str:
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def reserve(descriptor: int, num_bytes: int) -> None:
+    """Room for so many bytes: OSError of a full disk, or a quota, before they are written.
+
+    Not os.posix_fallocate: where a file system cannot promise room, that would write everything once more.
+    """
+    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", lambda *_: 0)  # Linux has it
+    failed = fallocate(descriptor, FALLOC_FL_KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(num_bytes))
+    if failed and (number := ctypes.get_errno()) in (errno.ENOSPC, errno.EDQUOT):
+        raise OSError(number, os.strerror(number))
 
 
 def read(folder: Path) -> Tensors:
