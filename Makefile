@@ -5,16 +5,21 @@ SEED ?= 0
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench-data parity lint format venv constraints clean
+.PHONY: demo test test-slow test-slurm bench-data parity lint format venv constraints clean
 
 demo: venv
 	$(BIN)/vitscale demo --device $(DEVICE) --seed $(SEED)
 
 test: venv
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not slurm"
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
+
+# Starts a real Slurm of three hosts on this machine: needs root on Debian, and installs Slurm there.
+test-slurm: venv
+	command -v slurmctld slurmd munged > /dev/null || apt-get install -y -qq slurm-wlm munge iproute2 > /dev/null || { apt-get update -qq && apt-get install -y -qq slurm-wlm munge iproute2 > /dev/null; }
+	$(BIN)/python -m pytest -m slurm
 
 bench-data: venv .venv-peers/stamp
 	$(BIN)/python tests/benchmarks/bench_data.py --python .venv-peers/bin/python $(ARGS)

@@ -4,9 +4,12 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from vitscale import failure
+
+OTHERS_FIRST_S = 3.0
 
 
 def main() -> None:
@@ -38,6 +41,8 @@ def report(failures: dict) -> None:
     elif first.exitcode < 0:
         told = f"was ended by {signal.Signals(-first.exitcode).name}"
     if run_dir := os.environ.get("RUN_DIR"):
+        if first.exitcode > 0:  # perhaps only because another node's process is gone, which that node then says
+            time.sleep(OTHERS_FIRST_S)
         rank = int(os.environ.get("SLURM_NODEID", 0)) * int(os.environ.get("PROCS_PER_NODE", 0)) + first.local_rank
         failure.note(Path(run_dir), failure.place(rank, "?", "?"), told)
 

@@ -18,8 +18,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from data_pipeline.cache import Cache
 from data_pipeline.config import SourceConfig
 from data_pipeline.loader import Layout, Loader, eval_loader, train_loader
@@ -50,7 +48,8 @@ def main(cfg: RunConfig) -> None:
     """Run a recipe from where it stands to its end. Call on every rank."""
     with World(cfg.hardware, cfg.seed) as world, told(run := RunDir(cfg), world):
         if world.any(world.stop_requested):
-            return stop_at_once(run, world)
+            stop_at_once(run, world)
+            return
         import_deepspeed(world.device.type)
         say(f"{cfg.name}: {world.size} {'process is' if world.size == 1 else 'processes are'} up", world.is_main)
         origin = open_run(run, cfg, world)

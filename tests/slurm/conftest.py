@@ -1,7 +1,6 @@
 """A real Slurm of three hosts on this machine, and runs on it."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -130,16 +129,16 @@ class Slurm:
             if entry.name.isdigit():
                 try:
                     words = (entry / "cmdline").read_bytes().decode()
-                    same_host = os.readlink(entry / "ns" / "uts") == self._uts(node)
+                    same_host = (entry / "ns" / "uts").readlink() == self._uts(node)
                 except OSError:
                     continue
                 if naming in words and same_host:
                     found.append(int(entry.name))
         return found
 
-    def _uts(self, node: str) -> str:
+    def _uts(self, node: str) -> Path:
         pid = (self.folder / f"slurmd.{node}.pid").read_text().strip()
-        return os.readlink(f"/proc/{pid}/ns/uts")
+        return Path(f"/proc/{pid}/ns/uts").readlink()
 
 
 @pytest.fixture(scope="session")
