@@ -89,6 +89,7 @@ def test_attention_needs_images_and_a_manifest_has_some(vitscale_here, model, sh
     assert "not drawn" not in vitscale_here("figures", folder, "--data", shards["val"].location, "--out", "out").stdout
 
 
+@pytest.mark.usefixtures("store")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -103,7 +104,7 @@ def test_attention_needs_images_and_a_manifest_has_some(vitscale_here, model, sh
     ],
     ids=lambda value: "-".join(value) or "nothing" if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_drawn_is_an_error_and_leaves_nothing(vitscale_here, model, store, tmp_path, words, said):
+def test_what_cannot_be_drawn_is_an_error_and_leaves_nothing(vitscale_here, model, tmp_path, words, said):
     model(vit())
     done = vitscale_here("figures", *words, "--out", "out")
     assert (done.returncode, done.stdout) == (1, "")

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import tempfile
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from data_pipeline.manifest import read_manifest
 from data_pipeline.stream import Shards
 from vitscale import recipe
 from vitscale.config import RunConfig
+from vitscale.duration import Duration
 from vitscale.figures import drawing
 from vitscale.sums import SUMS
 
@@ -25,17 +26,19 @@ def draw_due(run_dir: Path) -> None:
     """
     for table in sorted(run_dir.glob("artifacts/eval*/step_*/confusion.csv")):
         draw_confusions(table.parent)
-    checkpoints = sorted(path.parent for path in run_dir.glob(f"checkpoints/step_{'[0-9]' * 8}/{SUMS}"))
-    drawn = [0, *(step_of(path) for path in run_dir.glob("artifacts/figures/step_*"))]
-    if not checkpoints or step_of(checkpoints[-1]) <= max(drawn):
-        return
-    cfg = recipe.load(run_dir / "recipe.yaml")
-    if cfg.tracking.figures_every is None:
-        return
+    checkpoint = max((path.parent for path in run_dir.glob(f"checkpoints/step_{'[0-9]' * 8}/{SUMS}")), default=None)
+    drawn = max((step_of(path) for path in run_dir.glob("artifacts/figures/step_*")), default=0)
+    if checkpoint and step_of(checkpoint) > drawn:
+        cfg = recipe.load(run_dir / "recipe.yaml")
+        if cfg.tracking.figures_every and begins_time(cfg, cfg.tracking.figures_every, drawn, step_of(checkpoint)):
+            draw_checkpoint(checkpoint, cfg, run_dir / "artifacts" / "figures" / checkpoint.name)
+
+
+def begins_time(cfg: RunConfig, every: Duration, before: int, step: int) -> bool:
+    """Whether a multiple of `every` lies after the step before and not after this one."""
     num_samples = sum(read_manifest(source.manifest).num_samples for source in cfg.data.train)
-    every = max(1, cfg.tracking.figures_every.to_steps(cfg.train.global_batch, num_samples))
-    if step_of(checkpoints[-1]) // every > max(drawn) // every:
-        draw_checkpoint(checkpoints[-1], cfg, run_dir / "artifacts" / "figures" / checkpoints[-1].name)
+    steps = max(1, every.to_steps(cfg.train.global_batch, num_samples))
+    return before // steps < step // steps
 
 
 def draw_confusions(folder: Path) -> None:
@@ -43,7 +46,7 @@ def draw_confusions(folder: Path) -> None:
     table, picture = folder / "confusion.csv", folder / "confusion.png"
     if not table.exists() or (picture.exists() and picture.stat().st_mtime >= table.stat().st_mtime):
         return
-    (_, *classes), *rows = csv.reader(table.read_text().splitlines())
+    (_, *classes), *rows = csv.reader(io.StringIO(table.read_text()))
     drawing.save(drawing.confusion(np.array([row[1:] for row in rows], dtype=int), classes), picture)
 
 
@@ -53,10 +56,11 @@ def draw_checkpoint(checkpoint: Path, cfg: RunConfig, out: Path) -> None:
     from vitscale.pretrained import load_pretrained
 
     images = some_images(cfg.data.val.manifest, NUM_IMAGES) if cfg.data.val else []
-    with tempfile.TemporaryDirectory(dir=checkpoint.parents[1], prefix=".figures.") as folder:
-        list(draw_model(load_pretrained(checkpoint), images, Path(folder) / "whole"))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "whole").rename(out)
+    partial = checkpoint.parents[1] / ".figures.partial"  # hidden: what lies in `artifacts/` is complete
+    shutil.rmtree(partial, ignore_errors=True)
+    list(draw_model(load_pretrained(checkpoint), images, partial))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial.rename(out)
 
 
 def some_images(manifest: str, count: int) -> list[Image.Image]:

@@ -29,11 +29,11 @@ MAX_ROLLOUTS = 12
 def draw_model(loaded: Pretrained, images: Sequence[Image.Image], out: Path) -> Iterator[str]:
     """Each picture's file, or why there is none. Attention is that on the images, at the size of `loaded.transform`."""
     views_1CHW = [loaded.transform(image)[None] for image in images]
-    for name, picture in PICTURES.items():
+    for picture in PICTURES:
         try:
-            yield save(picture(loaded, views_1CHW), out / name)
+            yield save(picture(loaded, views_1CHW), out / picture.__name__)
         except ModelError as error:
-            yield f"{name}: not drawn: {error}"
+            yield f"{picture.__name__}: not drawn: {error}"
 
 
 def filters(loaded: Pretrained, _views: list[torch.Tensor]) -> Figure:
@@ -61,7 +61,7 @@ def principal_components(filters_FHWC: np.ndarray) -> np.ndarray:
     return PCA(min(NUM_FILTERS, *flat.shape), svd_solver="full").fit(flat).components_.reshape(-1, *filters_FHWC.shape[1:])
 
 
-def positions(loaded: Pretrained, _views: list[torch.Tensor]) -> Figure:
+def pos_embed(loaded: Pretrained, _views: list[torch.Tensor]) -> Figure:
     """Figure 7, centre: at the model's own size, and resized to another where that is used."""
     model, used = as_vit(loaded)
     sizes = list({config.image_size: config.grid for config in (model.config, used)}.items())
@@ -88,13 +88,13 @@ def position_similarity(model: ViT, grid: Grid) -> torch.Tensor:
     return (vectors_ND @ vectors_ND.T).reshape(*grid, *grid)
 
 
-def distances(loaded: Pretrained, views_1CHW: list[torch.Tensor]) -> Figure:
+def attention_distance(loaded: Pretrained, views_1CHW: list[torch.Tensor]) -> Figure:
     """Figure 7, right."""
     model, used = as_vit(loaded, views_1CHW)
     by_image = [
-        torch.stack([mean_distance(a, used.grid, used.stride)[0] for a in attention_maps(model, view)]) for view in views_1CHW
+        [mean_distance(a, used.grid, used.stride)[0].numpy() for a in attention_maps(model, view)] for view in views_1CHW
     ]
-    pixels_Lh = torch.stack(by_image).mean(dim=0).numpy()
+    pixels_Lh = np.mean(by_image, axis=0)
     images = f"mean over {len(views_1CHW)} images that are {used.image_size} pixels wide"
     figure, (ax,) = panels("Mean attention distance", f"Dot: one of {used.num_heads} heads, {images}.", 5, 3.8)
     ax.plot(np.arange(1, used.depth + 1), pixels_Lh, "o", color=COLOURS[0], alpha=0.6, markeredgewidth=0)
@@ -103,7 +103,7 @@ def distances(loaded: Pretrained, views_1CHW: list[torch.Tensor]) -> Figure:
     return figure
 
 
-def attended(loaded: Pretrained, views_1CHW: list[torch.Tensor]) -> Figure:
+def attention_rollout(loaded: Pretrained, views_1CHW: list[torch.Tensor]) -> Figure:
     """Figure 6: the first MAX_ROLLOUTS images, and beside each the same under its mask."""
     model, used = as_vit(loaded, views_1CHW)
     views_BCHW = torch.cat(views_1CHW[:MAX_ROLLOUTS])
@@ -125,9 +125,5 @@ def as_vit(loaded: Pretrained, views: list[torch.Tensor] | None = None) -> tuple
     return loaded.model, loaded.info.model
 
 
-PICTURES: dict[str, Callable[[Pretrained, list[torch.Tensor]], Figure]] = {
-    "filters": filters,
-    "pos_embed": positions,
-    "attention_distance": distances,
-    "attention_rollout": attended,
-}
+PICTURES: tuple[Callable[[Pretrained, list[torch.Tensor]], Figure], ...]
+PICTURES = (filters, pos_embed, attention_distance, attention_rollout)
