@@ -9,6 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_models import ON_RESNET, bit, randomised, vit
 
+from vitscale import recipe
+from vitscale.figures.runs import of_directory, pretraining_exaflops
 from vitscale.modelinfo import ModelInfo
 from vitscale.sums import write_sums
 
@@ -87,6 +89,58 @@ def test_attention_needs_images_and_a_manifest_has_some(vitscale_here, model, sh
     without = vitscale_here("figures", folder, "--out", "out").stdout
     assert without.count("not drawn: give images with --image or --data") == 2
     assert "not drawn" not in vitscale_here("figures", folder, "--data", shards["val"].location, "--out", "out").stdout
+
+
+@pytest.fixture
+def run_dir(config, tmp_path):
+    """Write what a run of 8 images per step leaves; a torn last line is being written."""
+
+    def write(name, steps, top1, run_id, origin_id=None):
+        folder = tmp_path / name
+        (folder / "init").mkdir(parents=True)
+        init = [] if origin_id is None else ["init.from=elsewhere"]
+        (folder / "recipe.yaml").write_text(recipe.dump(config(f"name={name}", *init)))
+        lines = [{"step": step, "metrics": {"train/loss": 1 / step, "eval/top1": top1}} for step in range(1, steps + 1)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9')
+        if run_id:
+            (folder / "mlflow_run_id").write_text(run_id)
+        if origin_id is not None:
+            (folder / "init" / "origin.json").write_text(json.dumps({"run_id": origin_id or None}))
+        return folder
+
+    return write
+
+
+def test_compute_is_that_of_the_first_run_of_the_line(run_dir):
+    """`tiny` has 5 tokens of width 8 in 2 blocks, 48 numbers per patch of which there are 4, and 3 classes."""
+    forward = 2 * ((4 * 8 * 8 + 2 * 8 * 16) * 5 + 2 * 5 * 5 * 8) + 4 * 48 * 8 + 8 * 3
+    per_image = 6 * forward - 2 * 4 * 48 * 8
+    folders = [
+        run_dir("pretrained", 5, 0.5, "id0"),
+        run_dir("again", 2, 0.6, "id1", "id0"),
+        run_dir("finetuned", 1, 0.7, "id2", "id1"),
+        run_dir("unsent", 3, 0.5, ""),
+        run_dir("from-a-file", 1, 0.8, "", ""),
+        run_dir("of-another", 1, 0.8, "id3", "id9"),
+    ]
+    runs = [of_directory(folder) for folder in folders]
+    found = [pretraining_exaflops(run, runs) for run in runs]
+    expected = [per_image * 8 * steps / 1e18 for steps in (5, 5, 5, 3)]
+    assert found[:4] == pytest.approx(expected, rel=1e-12) and found[4:] == [None, None]
+
+
+def test_runs_of_one_name_are_all_drawn_and_the_unknown_is_said(vitscale_here, run_dir, tmp_path):
+    first, second = run_dir("same", 5, 0.5, "a"), run_dir("twin", 4, 0.6, "b")
+    (second / "recipe.yaml").write_text((first / "recipe.yaml").read_text())
+    done = vitscale_here("figures", "--runs", first, second, run_dir("lost", 2, 0.5, "c", "d"), "--out", "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    why = "compute: without lost: it has no eval/top1, or the run that it started from is not given"
+    assert done.stdout.splitlines() == ["out/curves.png", why, "out/compute.png"]
+    said = texts(tmp_path / "out" / "compute.svg")
+    assert {"Total pre-training compute (exaFLOPs)", "Top-1 accuracy (%)", "same"} <= said and "lost" not in said
+    svg = (tmp_path / "out" / "compute.svg").read_text()
+    assert svg.count("<!-- same -->") == 2
+    assert {"same", "lost", "Images seen", "train/loss", "eval/top1"} <= texts(tmp_path / "out" / "curves.svg")
 
 
 @pytest.mark.usefixtures("store")

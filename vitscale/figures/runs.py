@@ -39,25 +39,22 @@ def draw_runs(sources: Sequence[str], uri: str, out: Path) -> Iterator[str]:
     """Each picture's file, or why a run is not in it."""
     runs = [run for source in sources for run in read_runs(source, uri)]
     yield save(curves(runs), out / "curves")
-    points = accuracy_by_compute(runs)
+    points = []
     for run in runs:
-        if run.cfg.name not in points:
+        if (exaflops := pretraining_exaflops(run, runs)) is None or not run.points[ACCURACY]:
             yield f"compute: without {run.cfg.name}: it has no {ACCURACY}, or the run that it started from is not given"
+        else:
+            points.append((run.cfg.name, exaflops, 100 * run.curve(ACCURACY)[-1, 1]))
     if points:
         yield save(compute(points), out / "compute")
 
 
-def accuracy_by_compute(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
-    """exaFLOPs of each run's pretraining, its own or that of the run it started from, and its last accuracy in percent."""
-    points, by_id = {}, {run.run_id: run for run in runs}
-    for run in runs:
-        first: Run | None = run
-        while first and first.cfg.init:
-            first = by_id.get(first.origin_id)
-        if first and first.points[LOSS] and run.points[ACCURACY]:
-            flops = train_flops(first.cfg.model) * first.curve(LOSS)[-1, 0]
-            points[run.cfg.name] = flops / 1e18, 100 * run.curve(ACCURACY)[-1, 1]
-    return points
+def pretraining_exaflops(run: Run, others: Sequence[Run]) -> float | None:
+    """10^18 operations of a run, or of that among the others whose weights it started from; None where those are not known."""
+    if run.cfg.init:
+        origin = next((other for other in others if other.run_id and other.run_id == run.origin_id), None)
+        return pretraining_exaflops(origin, others) if origin else None
+    return train_flops(run.cfg.model) * run.curve(LOSS)[-1, 0] / 1e18 if run.points[LOSS] else None
 
 
 def curves(runs: Sequence[Run]) -> Figure:
@@ -74,12 +71,12 @@ def curves(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def compute(points: dict[str, tuple[float, float]]) -> Figure:
-    """Figure 5: run -> exaFLOPs of its pre-training, and its accuracy in percent."""
+def compute(points: Sequence[tuple[str, float, float]]) -> Figure:
+    """Figure 5: runs, each with the exaFLOPs of its pre-training and its accuracy in percent."""
     caption = "Compute: forward and backward passes over all images seen in pre-training, without fine-tuning."
     figure, (ax,) = panels("Performance versus pre-training compute", caption, 6.5, 4.2)
     ax.set_prop_cycle(cycler(marker=["o", "s", "^"]) * cycler(color=COLOURS))
-    for name, point in points.items():
+    for name, *point in points:
         ax.plot(*point, linestyle="", markersize=8, label=name)
     ax.set(xscale="log", xlabel="Total pre-training compute (exaFLOPs)", ylabel="Top-1 accuracy (%)")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
