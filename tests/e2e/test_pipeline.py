@@ -126,7 +126,7 @@ def test_an_evaluation_leaves_accuracy_by_class_and_due_pictures_are_drawn_once(
     expected |= {
         f"eval/step_{step:08d}/{name}" for step in steps for name in ("confusion.png", "confusion.svg", "predictions.png")
     }
-    assert {str(path.relative_to(run / "artifacts")) for path in drawn} == expected
+    assert expected <= {str(path.relative_to(run / "artifacts")) for path in drawn}
     draw_due(run)
     assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
     assert not list(run.glob(".figures*"))
