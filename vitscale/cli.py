@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitscale.arguments import Commands, add, count
 from vitscale.cli_data import add_data_commands
+from vitscale.cli_figures import add_figures_command
 
 RECIPE_HELP = "recipe file, or the name of one that ships with vitscale (recipes/demo/pretrain.yaml)"
 OVERRIDES_HELP = "values to change, e.g. train.global_batch=512"
@@ -90,6 +91,7 @@ def add_model_commands(commands: Commands) -> None:
     evaluate.add_argument("--data", required=True, help="manifest of the shards")
     evaluate.add_argument("--batch", type=count, default=64, help="images at a time (default: 64)")
     evaluate.add_argument("--image-size", type=count, help="another size of images, in pixels (default: the model's)")
+    evaluate.add_argument("--out", type=Path, help="folder for accuracy by class, confusions and some predictions")
 
     predict = add(commands, run_predict, "vitscale predict models:/digits-vit@champion seven.png")
     predict.add_argument("model", help=MODEL_HELP)
@@ -98,6 +100,7 @@ def add_model_commands(commands: Commands) -> None:
     predict.add_argument("--image-size", type=count, help="another size of images, in pixels (default: the model's)")
     predict.add_argument("--json", action="store_true", help="one JSON object per image")
 
+    add_figures_command(commands, MODEL_HELP)
     pull = add(commands, run_pull, "vitscale pull models:/digits-vit@champion --to champion")
     pull.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
     pull.add_argument("--to", type=Path, help="directory to make (default: the user's cache)")
@@ -200,8 +203,13 @@ def run_eval(args: argparse.Namespace) -> int:
     from vitscale.pretrained import load_pretrained
 
     loaded = load_pretrained(args.model, args.tracking_uri, args.image_size)
-    metrics = evaluate_alone(loaded, args.data, args.batch)
-    print(json.dumps(metrics))
+    tally = evaluate_alone(loaded, args.data, args.batch)
+    if args.out:
+        from vitscale.figures.due import draw_confusions
+
+        tally.write(args.out, loaded.classes)
+        draw_confusions(args.out)
+    print(json.dumps(tally.metrics))
     return 0
 
 

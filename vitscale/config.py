@@ -112,6 +112,8 @@ class TrackingConfig(Section):
     """MLflow experiment"""
     log_every: int = Field(50, ge=1)
     """steps between two points of the training curves"""
+    figures_every: Duration | None = None
+    """pictures of the model (filters, positions, attention) of the first checkpoint of each such time"""
 
 
 class PublishConfig(Section):

@@ -38,6 +38,7 @@ class RunDir:
         self.mlflow_run_id = self.path / "mlflow_run_id"
         self.init = self.path / "init"
         self.transfer = self.path / "transfer.txt"
+        self.artifacts = self.path / "artifacts"
         self.bad_steps = self.path / "bad_steps"
         self.hang = self.path / "hang"
         self.stop = self.path / "stop"

@@ -17,7 +17,7 @@ from vitscale.cadence import Cadence
 from vitscale.checkpoint import complete, restore
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
-from vitscale.loop import Losses, total_fingerprint, train_step, validate
+from vitscale.loop import Losses, scores, total_fingerprint, train_step, validate
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS
@@ -107,14 +107,15 @@ def elastic(cfg: RunConfig, world: World) -> dict:
     path = training.save()
     weights = torch.cat([tensor.flatten() for _, tensor in sorted(load_file(path / WEIGHTS).items())])
     state = json.loads((path / "state.json").read_text())
-    metrics = validate(training.engine, build_val_loader(cfg, world), cfg)
+    tallies = validate(training.engine, build_val_loader(cfg, world), cfg)
     training.close()
     return {
         "start": start,
         "losses": losses,
         "weights": weights.tolist(),
         "fingerprint": state["fingerprint"],
-        "eval": metrics,
+        "eval": scores(tallies),
+        "guesses": world.gather(tallies["eval"].guesses_KC.tolist()),
         "checkpoints": [p.name for p in complete(training.run.checkpoints)],
     }
 

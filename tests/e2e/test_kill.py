@@ -73,6 +73,14 @@ def assert_same_end(tiny: Tiny, undisturbed: Tiny) -> None:
     for name in ("weights.safetensors", "engine/rank_00000.safetensors", "engine/rank_00001.safetensors"):
         assert (tiny.run_dir() / last / name).read_bytes() == (undisturbed.run_dir() / last / name).read_bytes(), name
     assert history(tiny) == history(undisturbed)
+    assert evaluations(tiny) == evaluations(undisturbed) != {}
+
+
+def evaluations(tiny: Tiny) -> dict[str, bytes]:
+    """What every evaluation has left; what is drawn of it comes later."""
+    folder = tiny.run_dir() / "artifacts" / "eval"
+    written = [*folder.rglob("*.csv"), *folder.rglob("predictions.png")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in written}
 
 
 def history(tiny: Tiny, name: str = "tiny") -> list:

@@ -19,6 +19,7 @@ DOORS = {
     "webdataset": {"data_pipeline/build.py", "data_pipeline/bench.py"},
     "fsspec": {"data_pipeline/remote.py"},
     "yaml": {"vitscale/recipe.py"},
+    "matplotlib": {f"vitscale/figures/{name}.py" for name in ("drawing", "model", "runs")},
     "accelerate": {"launcher/launch.py"},
     "launcher": {"vitscale/cli.py", "vitscale/demo.py"},
 }
