@@ -1,28 +1,25 @@
-"""Checkpoints that are there: which is the newest sound one, what it holds, which are kept. vitscale/saving.py writes them.
+"""Checkpoints that are there: which is the newest sound one, what it holds. vitscale/saving.py writes them.
 
 A checkpoint holds the fragments of the fp32 weights and optimiser state that each rank owned, as safetensors whose keys say
 what they are (`name@start/kind`). Any number of ranks at any ZeRO stage reads the pieces it needs from them.
 """
 
-import json
-import math
 import shutil
 import sys
 from collections import defaultdict
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 
-from vitscale import fault
-from vitscale.config import CheckpointConfig
 from vitscale.engine import Engine
 from vitscale.errors import CheckpointError
+from vitscale.retention import complete
 from vitscale.rundir import RunDir
 from vitscale.state import TrainState
-from vitscale.sums import SUMS, verify
+from vitscale.sums import verify
 
 
 def restore(run: RunDir, engine: Engine, data: str) -> TrainState:
@@ -72,38 +69,6 @@ def latest(checkpoints: Path) -> Path | None:
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         print(f"warning: {path}: {', '.join(damaged)}; set aside as {aside.name}, using the one before", file=sys.stderr)
-    return None
-
-
-def complete(checkpoints: Path) -> list[Path]:
-    """All checkpoints that exist, oldest first."""
-    return sorted(path for path in checkpoints.glob("step_" + "[0-9]" * 8) if (path / SUMS).is_file())
-
-
-def prune(checkpoints: Path, config: CheckpointConfig, keep_every: int) -> None:
-    """Drop all but the newest `keep`, the first of each `keep_every` steps (0 = none), and the best."""
-    found = complete(checkpoints)
-    steps = {path: int(path.name.removeprefix("step_")) for path in found}
-    kept = set(found[-config.keep :])
-    if keep_every:
-        first = {steps[path] // keep_every: path for path in reversed(found)}
-        kept |= {path for period, path in first.items() if period > 0}
-    if config.best:
-        scores = {path: score for path in found if (score := _score(path, config.best)) is not None}
-        kept |= {max(scores, key=lambda path: (scores[path], steps[path]))} if scores else set()
-    for path in sorted(set(found) - kept):
-        # Renamed first: a half-deleted checkpoint must not look like one.
-        doomed = path.with_name(f".{path.name}.deleted")
-        path.rename(doomed)
-        fault.at("save.doomed")
-        shutil.rmtree(doomed)
-
-
-def _score(path: Path, metric: str) -> float | None:
-    """The more the better; None where it was not measured."""
-    with suppress(OSError, ValueError):  # a damaged one is no reason to stop
-        value = json.loads((path / "state.json").read_text()).get("scores", {}).get(metric, math.nan)
-        return None if math.isnan(value) else -value if metric.endswith("loss") else value
     return None
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from data_pipeline.config import DataConfig, Section
 from vitscale.duration import Duration
@@ -114,13 +114,35 @@ class TrackingConfig(Section):
     """steps between two points of the training curves"""
 
 
-class PublishConfig(Section):
-    """The registered model that the last checkpoint becomes a version of."""
+def registered_name(name: str) -> str:
+    """What MLflow takes as the name of a registered model; no quotes, since searches are made of it."""
+    if not re.fullmatch(r"[^\s./:%'\"`\\][^/:%'\"`\\\n]{0,249}", name) or name != name.strip():
+        raise RecipeError(
+            f"{name!r} is no name for a registered model; at most 250 characters but / : % \\ and quotes, no space or dot first"
+        )
+    return name
 
-    name: str
+
+def alias_name(alias: str) -> str:
+    """What MLflow takes as an alias."""
+    if not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+        raise RecipeError(f"{alias!r} is no alias; allowed are letters, digits, _ and -, but not `latest` and not v1, v2, ...")
+    return alias
+
+
+class PublishConfig(Section):
+    """The registered model that checkpoints become versions of: the last one, and with checkpoint.best the best."""
+
+    name: Annotated[str, AfterValidator(registered_name)]
     """registered model"""
-    alias: str
-    """alias that then points at the new version"""
+    alias: Annotated[str, AfterValidator(alias_name)]
+    """alias that then points at the last checkpoint: pretrained, finetuned, ..."""
+    champion: Score | None = None
+    """alias `champion` moves to a version of this run when its metric beats that of the version there"""
+    keep: int | None = Field(10, ge=1)
+    """newest versions of the model kept, of all runs; those with an alias always are; null = all"""
+    licence: str | None = None
+    """of the weights, for the model card"""
 
 
 class HardwareConfig(Section):

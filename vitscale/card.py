@@ -1,0 +1,102 @@
+"""The model card of a published checkpoint: what it is, from what it was made, what was measured, how to load it."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vitscale import recipe
+from vitscale.config import RunConfig
+from vitscale.errors import UserError
+from vitscale.model.config import ModelConfig, ViTConfig
+from vitscale.modelinfo import read_model_info
+
+SHOWN_CLASSES = 20
+LOAD = """\
+In vitscale, with MLFLOW_TRACKING_URI set (VERSION is the number of this version, `@` and an alias stand for `/VERSION`):
+```python
+from vitscale import load_pretrained
+model = load_pretrained("models:/{name}/VERSION")  # .model, .transform, .classes, .predict(images)
+```
+In MLflow, where vitscale is installed: `mlflow models serve -m models:/{name}/VERSION --env-manager local`, or
+`mlflow.pyfunc.load_model`; in: a column `image` of base64, URLs or paths; out: `classes` and `probabilities`.
+"""
+OTHERS = """
+Elsewhere, after `vitscale export models:/{name}/VERSION --format {form} --out exported`:
+`{call}`.
+"""
+
+
+def card(checkpoint: Path, name: str, licence: str | None) -> str:
+    """Markdown; the same checkpoint gives the same text."""
+    info, cfg, state = read_model_info(checkpoint), _recipe(checkpoint), _json(checkpoint / "state.json")
+    licence = licence or (cfg.publish.licence if cfg and cfg.publish else None)
+    rows = {
+        "Model": f"{info.model.name}, {info.model.image_size} px, {info.model.num_classes:,} outputs; all sizes in model.json",
+        "Classes": _classes(info.classes),
+        "Preprocessing": f"short side resized ({info.interpolation}), centre crop {info.eval_crop:g}, "
+        f"RGB in [0, 1] less {_numbers(info.mean)}, by {_numbers(info.std)}",
+        **(_made(cfg, state) if cfg else {}),
+        "Accuracy": ", ".join(f"{key} {value:.4f}" for key, value in state.get("scores", {}).items()) or "measured: not yet",
+        "Speed": _speed(checkpoint, state.get("step", 0)),
+        "Licence": licence or "not stated",
+    }
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+    load = "".join(text.format(name=name) for text in (LOAD, *_elsewhere(info.model)))
+    return f"# {name}\n\n| | |\n|---|---|\n{table}\n## To load it\n{load}"
+
+
+def _recipe(checkpoint: Path) -> RunConfig | None:
+    path = checkpoint / "recipe.yaml"
+    with suppress(UserError):  # of another version of vitscale; it is published all the same
+        return recipe.load(path) if path.exists() else None
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _made(cfg: RunConfig, state: dict[str, Any]) -> dict[str, str]:
+    data = ", ".join(source.manifest for source in cfg.data.train)
+    held_out = f"; held out: {cfg.data.val.manifest}" if cfg.data.val else ""
+    start = f"from {cfg.init.source}" if cfg.init else "from random weights"
+    schedule = f"{cfg.optim.name}, peak learning rate {cfg.optim.lr:g} ({cfg.optim.schedule.name})"
+    return {
+        "Data": f"{data}{held_out}; SHA-256 of what is in the training shards {state.get('data', '')[:12]}",
+        "Recipe": f"recipe.yaml: run {cfg.name}, {cfg.train.loss} loss, {schedule}, batch {cfg.train.global_batch:,}, {start}",
+        "Trained": f"step {state.get('step', 0):,}, {state.get('samples', 0):,} images seen",
+    }
+
+
+def _classes(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN_CLASSES:,} more" if len(names) > SHOWN_CLASSES else ""
+    return (", ".join(names[:SHOWN_CLASSES]) + more).replace("|", "\\|") or "without names"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:g}" for value in values)
+
+
+def _speed(checkpoint: Path, step: int) -> str:
+    """The last one measured up to this step, by the log of a checkpoint that lies in its run directory."""
+    log, speed = checkpoint.absolute().parent.parent / "metrics.jsonl", math.nan
+    for line in log.read_text().splitlines() if log.exists() else []:
+        with suppress(ValueError):  # the last line may be under way
+            entry = json.loads(line)
+            if entry["step"] <= step:
+                speed = entry["metrics"].get("speed/images_per_s", speed)
+    return "measured: not yet" if math.isnan(speed) else f"{speed:,.0f} images/s in training"
+
+
+def _elsewhere(model: ModelConfig) -> Iterator[str]:
+    """How others load it, if they have such models."""
+    vit = model if isinstance(model, ViTConfig) else None
+    if vit is None or not (vit.representation_size or vit.pos_embed == "relative"):
+        yield OTHERS.replace("{form}", "timm").replace("{call}", 'timm.create_model("local-dir:exported", pretrained=True)')
+    if vit and vit.pool == "token" and vit.stem_blocks is None and not vit.representation_size and vit.pos_embed != "relative":
+        yield OTHERS.replace("{form}", "hf").replace(
+            "{call}", 'transformers.ViTForImageClassification.from_pretrained("exported")'
+        )
