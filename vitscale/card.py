@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,29 +22,37 @@ model = load_pretrained("models:/{name}/VERSION")  # .model, .transform, .classe
 In MLflow, where vitscale is installed: `mlflow models serve -m models:/{name}/VERSION --env-manager local`, or
 `mlflow.pyfunc.load_model`; in: a column `image` of base64, URLs or paths; out: `classes` and `probabilities`.
 """
-OTHERS = """
-Elsewhere, after `vitscale export models:/{name}/VERSION --format {form} --out exported`:
-`{call}`.
-"""
+ELSEWHERE = "\nAfter `vitscale export models:/{name}/VERSION --format {form} --out exported`: `{call}`.\n"
+TIMM = 'timm.create_model("local-dir:exported", pretrained=True)'
+HF = 'transformers.ViTForImageClassification.from_pretrained("exported")'
 
 
 def card(checkpoint: Path, name: str, licence: str | None) -> str:
     """Markdown; the same checkpoint gives the same text."""
-    info, cfg, state = read_model_info(checkpoint), _recipe(checkpoint), _json(checkpoint / "state.json")
+    info, cfg, state = read_model_info(checkpoint), _recipe(checkpoint), read_state(checkpoint)
     licence = licence or (cfg.publish.licence if cfg and cfg.publish else None)
+    more = f" and {len(info.classes) - SHOWN_CLASSES:,} more" if len(info.classes) > SHOWN_CLASSES else ""
     rows = {
         "Model": f"{info.model.name}, {info.model.image_size} px, {info.model.num_classes:,} outputs; all sizes in model.json",
-        "Classes": _classes(info.classes),
+        "Classes": ", ".join(info.classes[:SHOWN_CLASSES]) + more or "without names",
         "Preprocessing": f"short side resized ({info.interpolation}), centre crop {info.eval_crop:g}, "
-        f"RGB in [0, 1] less {_numbers(info.mean)}, by {_numbers(info.std)}",
+        f"RGB in [0, 1] less {info.mean}, divided by {info.std}",
         **(_made(cfg, state) if cfg else {}),
         "Accuracy": ", ".join(f"{key} {value:.4f}" for key, value in state.get("scores", {}).items()) or "measured: not yet",
         "Speed": _speed(checkpoint, state.get("step", 0)),
         "Licence": licence or "not stated",
     }
-    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-    load = "".join(text.format(name=name) for text in (LOAD, *_elsewhere(info.model)))
+    cells = {key: " ".join(value.replace("|", "\\|").split()) for key, value in rows.items()}
+    table = "".join(f"| {key} | {value} |\n" for key, value in cells.items())
+    others = (ELSEWHERE.format(name=name, form=form, call=call) for form, call in _elsewhere(info.model).items())
+    load = LOAD.format(name=name) + "".join(others)
     return f"# {name}\n\n| | |\n|---|---|\n{table}\n## To load it\n{load}"
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Its state.json; {} for a model that was not trained here."""
+    path = checkpoint / "state.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _recipe(checkpoint: Path) -> RunConfig | None:
@@ -53,10 +60,6 @@ def _recipe(checkpoint: Path) -> RunConfig | None:
     with suppress(UserError):  # of another version of vitscale; it is published all the same
         return recipe.load(path) if path.exists() else None
     return None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _made(cfg: RunConfig, state: dict[str, Any]) -> dict[str, str]:
@@ -71,15 +74,6 @@ def _made(cfg: RunConfig, state: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _classes(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN_CLASSES:,} more" if len(names) > SHOWN_CLASSES else ""
-    return (", ".join(names[:SHOWN_CLASSES]) + more).replace("|", "\\|") or "without names"
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return "/".join(f"{value:g}" for value in values)
-
-
 def _speed(checkpoint: Path, step: int) -> str:
     """The last one measured up to this step, by the log of a checkpoint that lies in its run directory."""
     log, speed = checkpoint.absolute().parent.parent / "metrics.jsonl", math.nan
@@ -91,12 +85,10 @@ def _speed(checkpoint: Path, step: int) -> str:
     return "measured: not yet" if math.isnan(speed) else f"{speed:,.0f} images/s in training"
 
 
-def _elsewhere(model: ModelConfig) -> Iterator[str]:
+def _elsewhere(model: ModelConfig) -> dict[str, str]:
     """How others load it, if they have such models."""
-    vit = model if isinstance(model, ViTConfig) else None
-    if vit is None or not (vit.representation_size or vit.pos_embed == "relative"):
-        yield OTHERS.replace("{form}", "timm").replace("{call}", 'timm.create_model("local-dir:exported", pretrained=True)')
-    if vit and vit.pool == "token" and vit.stem_blocks is None and not vit.representation_size and vit.pos_embed != "relative":
-        yield OTHERS.replace("{form}", "hf").replace(
-            "{call}", 'transformers.ViTForImageClassification.from_pretrained("exported")'
-        )
+    if not isinstance(model, ViTConfig):
+        return {"timm": TIMM}
+    if model.representation_size or model.pos_embed == "relative":
+        return {}
+    return {"timm": TIMM, **({"hf": HF} if model.pool == "token" and model.stem_blocks is None else {})}

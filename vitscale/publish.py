@@ -8,8 +8,8 @@ from typing import Any
 
 from vitscale import fault
 from vitscale.artifacts import Artifacts
-from vitscale.card import card
-from vitscale.config import RunConfig, TrackingConfig, alias_name, registered_name
+from vitscale.card import card, read_state
+from vitscale.config import PublishConfig, RunConfig, TrackingConfig, alias_name, registered_name
 from vitscale.errors import ModelError, UserError
 from vitscale.modelinfo import read_model_info
 from vitscale.progress import say
@@ -92,10 +92,9 @@ def _register(client: Any, checkpoint: Path, model: Version) -> Version:
     for entry in versions_of(client, model.name):
         if entry.source == model.uri:
             return version_of(client, entry)
-    state = checkpoint / "state.json"
-    found = json.loads(state.read_text()) if state.exists() else {}
-    scores = {score_tag(metric): str(value) for metric, value in found.get("scores", {}).items()}
-    tags = {DIGEST: model.digest, "vitscale.step": str(found.get("step", "")), **scores}
+    state = read_state(checkpoint)
+    tags: dict[str, str | None] = {score_tag(metric): str(value) for metric, value in state.get("scores", {}).items()}
+    tags |= {DIGEST: model.digest, "vitscale.step": str(state.get("step", ""))}
     return version_of(client, client.create_model_version(model.name, model.uri, model.run_id, tags, model_id=model.model_id))
 
 
@@ -120,8 +119,7 @@ def publish_due(run: RunDir, cfg: RunConfig, uri: str, run_id: str, finished: bo
             if checkpoint.exists():
                 raise
             continue  # a better one has taken its place meanwhile
-        with mlflow_errors(uri):
-            _keep_house(cfg, uri, version)
+        _keep_house(cfg.publish, uri, version)
         done[role] = {**wanted, "version": version.uri}
         replace_text(note, json.dumps(done, indent=1) + "\n")
     return done
@@ -129,19 +127,22 @@ def publish_due(run: RunDir, cfg: RunConfig, uri: str, run_id: str, finished: bo
 
 def _due(run: RunDir, cfg: RunConfig, finished: bool) -> dict[str, Path]:
     leader = best(run.checkpoints, cfg.checkpoint.best) if cfg.checkpoint.best else None
-    found = {"best": leader} if leader else {}
-    return {**found, **({"last": complete(run.checkpoints)[-1]} if finished else {})}
+    last = max(complete(run.checkpoints), default=None) if finished else None
+    return {role: path for role, path in (("best", leader), ("last", last)) if path}
 
 
-def _keep_house(cfg: RunConfig, uri: str, version: Version) -> None:
+def _keep_house(config: PublishConfig, uri: str, version: Version) -> None:
     """After a new version: who is champion, what goes, and what uploads of this run that were overtaken left behind."""
-    assert cfg.publish
     client = connect(uri)
-    if cfg.publish.champion and crown(client, version, cfg.publish.champion):
-        say(f"{version.uri} is the champion of {version.name} by {cfg.publish.champion}")
-    if cfg.publish.keep:
-        retain(client, version.name, cfg.publish.keep)
-    experiment = client.get_run(version.run_id).info.experiment_id
-    for model in client.search_logged_models([experiment]):
-        if str(model.status) == "PENDING" and model.source_run_id == version.run_id and DIGEST in model.tags:
-            discard(client, model.model_id)
+    with mlflow_errors(uri):
+        if config.champion and crown(client, version, config.champion):
+            say(f"{version.uri} is the champion of {version.name} by {config.champion}")
+    try:
+        if config.keep:
+            retain(client, version.name, config.keep)
+        experiment = client.get_run(version.run_id).info.experiment_id
+        for model in client.search_logged_models([experiment], f"source_run_id = '{version.run_id}'"):
+            if DIGEST in model.tags and str(model.status) == "PENDING":
+                discard(client, model.model_id)
+    except Exception as error:  # who may publish need not be allowed to delete
+        say(f"warning: MLflow at {uri}: {error}; old versions of {version.name} stay")

@@ -35,7 +35,7 @@ def fetch(version: Version, uri: str, to: Path) -> None:
     if to.exists() and any(to.iterdir()):
         raise ModelError(f"{to}: exists and is not {version.uri}; choose another directory or remove it")
     to.parent.mkdir(parents=True, exist_ok=True)
-    partial = to.with_name(f".{to.name}.{version.model_id}.partial")
+    partial = to.absolute().with_name(f".{to.name}.{version.model_id}.partial")
     with _alone(partial):
         if _is_there(version, to):  # another process was faster
             return

@@ -129,16 +129,12 @@ def retain(client: Any, name: str, keep: int) -> None:
     """Delete all but the newest `keep` versions that vitscale made, with their files; none that has an alias or a copy."""
     named = {str(number) for number in client.get_registered_model(name).aliases.values()}
     for entry in versions_of(client, name)[keep:]:
-        number, source = str(entry.version), entry.source
-        copies = [*client.search_model_versions(f"source_path='models:/{name}/{number}'")]
-        copies += [
-            c for c in client.search_model_versions(f"source_path='{source}'") if (c.name, str(c.version)) != (name, number)
-        ]
-        if number in named or copies:
-            continue
-        model_id = version_of(client, entry).model_id
-        client.delete_model_version(name, number)
-        discard(client, model_id)
+        own, number = f"models:/{name}/{entry.version}", str(entry.version)
+        same = [other for source in (entry.source, own) for other in client.search_model_versions(f"source_path='{source}'")]
+        if number not in named and len(same) == 1:  # itself
+            model_id = version_of(client, entry).model_id
+            client.delete_model_version(name, number)
+            discard(client, model_id)
 
 
 def discard(client: Any, model_id: str) -> None:

@@ -61,8 +61,6 @@ def test_a_recipe_of_another_version_is_no_obstacle(checkpoint):
         (SMALL | {"pool": "gap"}, True, False),
         (SMALL | {"representation_size": 4}, False, False),
         (SMALL | {"pos_embed": "relative"}, False, False),
-        ({"name": "r26-s32", "num_classes": 3, "image_size": 64}, True, False),
-        ({"name": "bit-r50x1", "num_classes": 3, "image_size": 64}, True, False),
     ],
 )
 def test_it_tells_how_others_load_it_exactly_where_it_can_be_exported(config, tmp_path, model, timm, hf):
@@ -73,3 +71,10 @@ def test_it_tells_how_others_load_it_exactly_where_it_can_be_exported(config, tm
     for form, works in (("timm", timm), ("hf", hf)):
         with nullcontext() if works else pytest.raises(ModelError):
             export(info, open_model(tmp_path / "model")[1], form, tmp_path / form)
+
+
+def test_transformers_has_no_bit(config, tmp_path):
+    model = ModelConfig.model_validate({"name": "bit-r50x1"})
+    (tmp_path / "model.json").write_text(ModelInfo.of(model, config().data, []).dump())
+    text = card(tmp_path, "net", None)
+    assert "timm.create_model" in text and "ViTForImageClassification" not in text
