@@ -9,7 +9,6 @@ from typing import Any
 from vitscale import recipe
 from vitscale.config import RunConfig
 from vitscale.errors import UserError
-from vitscale.model.config import ModelConfig, ViTConfig
 from vitscale.modelinfo import read_model_info
 
 SHOWN_CLASSES = 20
@@ -21,10 +20,11 @@ model = load_pretrained("models:/{name}/VERSION")  # .model, .transform, .classe
 ```
 In MLflow, where vitscale is installed: `mlflow models serve -m models:/{name}/VERSION --env-manager local`, or
 `mlflow.pyfunc.load_model`; in: a column `image` of base64, URLs or paths; out: `classes` and `probabilities`.
+
+Where timm or transformers have such a model, after `vitscale export models:/{name}/VERSION --format timm --out exported`:
+`timm.create_model("local-dir:exported", pretrained=True)`; after the same with `--format hf`:
+`transformers.ViTForImageClassification.from_pretrained("exported")`.
 """
-ELSEWHERE = "\nAfter `vitscale export models:/{name}/VERSION --format {form} --out exported`: `{call}`.\n"
-TIMM = 'timm.create_model("local-dir:exported", pretrained=True)'
-HF = 'transformers.ViTForImageClassification.from_pretrained("exported")'
 
 
 def card(checkpoint: Path, name: str, licence: str | None) -> str:
@@ -44,9 +44,7 @@ def card(checkpoint: Path, name: str, licence: str | None) -> str:
     }
     cells = {key: " ".join(value.replace("|", "\\|").split()) for key, value in rows.items()}
     table = "".join(f"| {key} | {value} |\n" for key, value in cells.items())
-    others = (ELSEWHERE.format(name=name, form=form, call=call) for form, call in _elsewhere(info.model).items())
-    load = LOAD.format(name=name) + "".join(others)
-    return f"# {name}\n\n| | |\n|---|---|\n{table}\n## To load it\n{load}"
+    return f"# {name}\n\n| | |\n|---|---|\n{table}\n## To load it\n{LOAD.format(name=name)}"
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -83,12 +81,3 @@ def _speed(checkpoint: Path, step: int) -> str:
             if entry["step"] <= step:
                 speed = entry["metrics"].get("speed/images_per_s", speed)
     return "measured: not yet" if math.isnan(speed) else f"{speed:,.0f} images/s in training"
-
-
-def _elsewhere(model: ModelConfig) -> dict[str, str]:
-    """How others load it, if they have such models."""
-    if not isinstance(model, ViTConfig):
-        return {"timm": TIMM}
-    if model.representation_size or model.pos_embed == "relative":
-        return {}
-    return {"timm": TIMM, **({"hf": HF} if model.pool == "token" and model.stem_blocks is None else {})}

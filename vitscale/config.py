@@ -18,7 +18,7 @@ class InitConfig(Section):
     """Where the weights start from, instead of at random."""
 
     source: str = Field(alias="from")
-    """a checkpoint directory, a file of weights, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID`"""
+    """a checkpoint directory, a file of weights, models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID"""
     pos_embed: Literal["linear", "bicubic", "reinit"] = "linear"
     """the position embedding at another resolution: resized as the official code does, or antialiased bicubic as DeiT and timm,
     or new and random (to see what resizing buys)"""

@@ -1,20 +1,10 @@
 """What the model card says is what the checkpoint is."""
 
 import json
-from contextlib import nullcontext
-
-import pytest
+import re
 
 from vitscale.card import card
-from vitscale.errors import ModelError
-from vitscale.model.build import build
-from vitscale.model.config import ModelConfig
-from vitscale.modelinfo import ModelInfo
-from vitscale.pretrained import open_model
 from vitscale.sums import write_sums
-from vitscale.weights.convert import export, write_model
-
-SMALL = {"patch_size": 4, "width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 16, "image_size": 8, "num_classes": 3}
 
 
 def row(text, key):
@@ -54,27 +44,8 @@ def test_a_recipe_of_another_version_is_no_obstacle(checkpoint):
     assert "| Recipe" not in card(folder, "net", None)
 
 
-@pytest.mark.parametrize(
-    "model, timm, hf",
-    [
-        (SMALL, True, True),
-        (SMALL | {"pool": "gap"}, True, False),
-        (SMALL | {"representation_size": 4}, False, False),
-        (SMALL | {"pos_embed": "relative"}, False, False),
-    ],
-)
-def test_it_tells_how_others_load_it_exactly_where_it_can_be_exported(config, tmp_path, model, timm, hf):
-    info = ModelInfo.of(ModelConfig.model_validate(model), config().data, [])
-    write_model(tmp_path / "model", info, build(info.model).state_dict())
-    text = card(tmp_path / "model", "net", None)
-    assert ("timm.create_model" in text, "ViTForImageClassification" in text) == (timm, hf)
-    for form, works in (("timm", timm), ("hf", hf)):
-        with nullcontext() if works else pytest.raises(ModelError):
-            export(info, open_model(tmp_path / "model")[1], form, tmp_path / form)
-
-
-def test_transformers_has_no_bit(config, tmp_path):
-    model = ModelConfig.model_validate({"name": "bit-r50x1"})
-    (tmp_path / "model.json").write_text(ModelInfo.of(model, config().data, []).dump())
-    text = card(tmp_path, "net", None)
-    assert "timm.create_model" in text and "ViTForImageClassification" not in text
+def test_what_it_says_of_loading_names_the_model(checkpoint):
+    text = card(checkpoint(), "net", None)
+    commands = re.findall(r"vitscale export (.*?) --format", text)
+    assert {*commands, *re.findall(r"load_pretrained\(\"(.*?)\"\)", text)} == {"models:/net/VERSION"}
+    assert "timm.create_model(" in text and "transformers.ViTForImageClassification" in text and "mlflow models serve" in text
