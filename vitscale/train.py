@@ -25,9 +25,9 @@ from data_pipeline.loader import Layout, Loader, eval_loader, train_loader
 from data_pipeline.manifest import read_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
-from vitscale import preflight, publish, recipe
+from vitscale import preflight, recipe
 from vitscale.cadence import Cadence
-from vitscale.checkpoint import complete, restore
+from vitscale.checkpoint import restore
 from vitscale.config import HardwareConfig, RunConfig, grad_accum, micro_batch
 from vitscale.engine import Engine, import_deepspeed
 from vitscale.errors import USER_ERRORS, TrackingError
@@ -36,6 +36,7 @@ from vitscale.loop import fit
 from vitscale.model.build import Model, build
 from vitscale.modelinfo import ModelInfo, read_model_info
 from vitscale.progress import say
+from vitscale.publish import publish_due
 from vitscale.rundir import RunDir, replace_text
 from vitscale.source import Origin
 from vitscale.state import TrainState
@@ -182,12 +183,12 @@ def finish(cfg: RunConfig, run: RunDir, tracker: Tracker, state: TrainState, fin
 
 
 def publish_last(cfg: RunConfig, run: RunDir, uri: str) -> str:
-    """The newest checkpoint into the registry; returns the URI under its alias."""
+    """The last checkpoint, and the best, into the registry; returns the URI under the last one's alias."""
     assert cfg.publish
     try:
         if not run.mlflow_run_id.exists():
             raise TrackingError(f"MLflow at {uri} did not answer")
-        publish.publish(complete(run.checkpoints)[-1], cfg.publish.name, cfg.publish.alias, uri, run.mlflow_run_id.read_text())
+        publish_due(run, cfg, uri, run.mlflow_run_id.read_text(), finished=True)
     except TrackingError as error:
         raise TrackingError(
             f"publish: {error}; the training is complete and nothing is lost, start it again to publish"

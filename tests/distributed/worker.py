@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 
 from vitscale import recipe
 from vitscale.cadence import Cadence
-from vitscale.checkpoint import complete, restore
+from vitscale.checkpoint import restore
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
 from vitscale.loop import Losses, scores, total_fingerprint, train_step, validate
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS
+from vitscale.retention import complete
 from vitscale.saving import Saver
 from vitscale.state import TrainState
 from vitscale.train import build_engine, build_train_loader, build_val_loader, open_run, open_shards

@@ -25,7 +25,7 @@ MEASURED = ("train/", "eval/", "eval_ema/")
 # Where a run of two processes can be killed: fault points with the rank that dies there (none: both).
 SAVING = ["begin", "snapshot", "fragments:1", "noted:0", "shares", "weights", "sums", "renamed", "doomed", "pruned"]
 KILLS = [*(f"save.{point}" for point in SAVING), "eval.begin:1", "eval.end:0"]
-AT_THE_END = ["tracking.sent", "publish.uploaded", "publish.registered", "publish.named"]
+AT_THE_END = ["tracking.sent", "publish.sent", "publish.uploaded", "publish.registered", "publish.named"]
 LAYOUTS = [(stage, precision) for stage in (1, 2, 3) for precision in ("fp32", "bf16")]
 
 
@@ -185,7 +185,7 @@ def forked(plan: list, within_s: float = 0.0) -> list[list[list[int]]]:
 
 def test_every_fault_point_is_met() -> None:
     source = "".join(path.read_text() for path in Path(vitscale_package.__file__).parent.rglob("*.py"))
-    named = {kill.partition(":")[0] for kill in (*KILLS, *AT_THE_END)}
+    named = {kill.partition(":")[0] for kill in (*KILLS, *AT_THE_END, "pull.file")}  # the last by test_pull.py
     assert set(re.findall(r'fault\.at\("(.+?)"\)', source)) == named
 
 
