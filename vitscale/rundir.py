@@ -30,7 +30,10 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.ledger = self.path / "data_ledger.jsonl"
         self.model_info = self.path / "model.json"
+        self.attempts = self.path / "attempts.jsonl"
+        self.artifacts = self.path / "artifacts"
         self.mlflow_run_id = self.path / "mlflow_run_id"
+        self.mlflow_sent = self.path / ".mlflow_sent"
         self.init = self.path / "init"
         self.transfer = self.path / "transfer.txt"
         self.bad_steps = self.path / "bad_steps"
@@ -121,7 +124,11 @@ class RunDir:
     def write_status(self, state: str, **values: Any) -> None:
         """`state` is starting, running, stopped, finished or failed; one that is killed stays running."""
         self.path.mkdir(parents=True, exist_ok=True)
-        before = {key: value for key, value in self.status.items() if key != "error"}
+        before = self.status
+        if state in ("starting", "running") and before.get("state") not in (None, "starting"):  # how the start before ended
+            ends = {"running": "killed", "failed": before.get("error")}
+            values["ended"] = ends.get(before["state"], before["state"])
+        before.pop("error", None)
         replace_text(self.path / "status.json", json.dumps({**before, "state": state, **values}, indent=1) + "\n")
 
 

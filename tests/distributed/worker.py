@@ -16,7 +16,7 @@ from vitscale import recipe
 from vitscale.checkpoint import complete, restore
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
-from vitscale.loop import Cadence, Losses, total_fingerprint, train_step, validate
+from vitscale.loop import Cadence, Losses, train_step, validate
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS
@@ -37,7 +37,7 @@ class Training:
 
     def __init__(self, cfg: RunConfig, world: World) -> None:
         self.cfg, self.world = cfg, world
-        self.run, _ = open_run(cfg, world)
+        self.run = open_run(cfg, world)
         self.train = open_shards(cfg.data.train, cfg.hardware)
         self.cadence = Cadence.of(cfg, len(self.train))
         torch.manual_seed(cfg.seed)
@@ -89,7 +89,7 @@ def exact(base: RunConfig, world: World) -> dict:
                 "losses": losses,
                 "resumed_losses": resumed.go(STOP_AT),
                 "same_bits": whole.digest() == resumed.digest(),
-                "fingerprints": [total_fingerprint(training.state, training.engine) for training in (whole, resumed)],
+                "fingerprints": [sum(world.gather(training.state.fingerprint)) % 2**64 for training in (whole, resumed)],
             }
             resumed.close()
     return found

@@ -15,7 +15,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 # The only files that may import these.
 DOORS = {
     "deepspeed": {"vitscale/engine.py"},
-    "mlflow": {"vitscale/tracking.py", "vitscale/publish.py"},
+    "mlflow": {"vitscale/tracking.py", "vitscale/delivery.py", "vitscale/publish.py"},
     "webdataset": {"data_pipeline/build.py", "data_pipeline/bench.py"},
     "fsspec": {"data_pipeline/remote.py"},
     "yaml": {"vitscale/recipe.py"},
@@ -27,7 +27,20 @@ WITHOUT_TORCH = [
     "vitscale",
     *(
         f"vitscale.{name}"
-        for name in ("config", "recipe", "cli", "preflight", "show", "source", "rundir", "tracking", "publish", "orphan")
+        for name in (
+            "config",
+            "recipe",
+            "cli",
+            "preflight",
+            "show",
+            "source",
+            "rundir",
+            "tracking",
+            "delivery",
+            "courier",
+            "publish",
+            "orphan",
+        )
     ),
     *("vitscale.model.config", "vitscale.model.zoo", "vitscale.model.flops"),
     *("launcher", "launcher.command", "launcher.local", "launcher.launch"),
