@@ -1,5 +1,5 @@
-"""A real MLflow server of this machine for tests: SQLite, with or without passwords, that can be frozen, killed and started again;
-and a proxy before it that fails."""
+"""A real MLflow server of this machine for tests: SQLite, with or without passwords, that can be frozen, killed and started
+again; and a proxy before it that fails."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -47,7 +47,8 @@ class Server:
 
     def start(self) -> None:
         """It takes ten seconds; `wait` says when it is there."""
-        environ = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        # Its background jobs are eight processes more, whose imports keep two cores busy for a minute.
+        environ = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         words = ["--backend-store-uri", f"sqlite:///{self.store}", "--artifacts-destination", self._folder / "files"]
         if self._passwords:
             config = self._folder / "auth.ini"
@@ -91,10 +92,11 @@ def proxy(to: str) -> Iterator[tuple[str, dict[str, float]]]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             time.sleep(wrong["delay_s"])
             status, content = (int(wrong["status"]), b"no") if wrong["status"] else self.forward(body)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            with suppress(OSError):  # a client that has given up
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
         do_GET = do_POST = do_PATCH = do_PUT = do
 
@@ -106,11 +108,17 @@ def proxy(to: str) -> Iterator[tuple[str, dict[str, float]]]:
                     return answer.status, answer.read()
             except urllib.error.HTTPError as error:
                 return error.code, error.read()
+            except OSError as error:  # the server is gone
+                return 502, str(error).encode()
 
         def log_message(self, *_: object) -> None:
             """Requests are not printed."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Clients that hang up are what this is for."""
+
+    server = Quiet(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

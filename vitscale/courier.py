@@ -29,7 +29,6 @@ CLOSE_WITHIN_S = 30.0
 STOP_WITHIN_S = 10.0  # after a stop signal: launchers kill 30 s after it
 REVIVE_EVERY_S = 60.0
 NICE = 10  # the ranks come first
-STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # what a run directory says at its end; all else was cut short: KILLED
 
 
 class Tracker:
@@ -95,7 +94,7 @@ class Tracker:
 
 
 def main(path: Path) -> None:
-    """Send until the trainer says how the training ended, then the rest. Who waits for that, and how long, is the trainer."""
+    """Send until the training has ended, then the rest. The trainer waits for that; one that died leaves 10 s."""
     cfg, run = open_run(path)
     delivery, status, problem = Delivery(cfg, run), "RUNNING", ""
     while True:
@@ -111,16 +110,15 @@ def main(path: Path) -> None:
             if not problem:
                 say(f"warning: {delivery.name}: {reason(error)}. Training goes on, its history is in {run.metrics}")
             problem = str(error)
-        status = status if over else listen(SEND_EVERY_S)
         if over:
             time.sleep(1)
+        elif select.select([sys.stdin], [], [], SEND_EVERY_S)[0]:
+            status = sys.stdin.read() or ended(run)
 
 
-def listen(seconds: float) -> str:
-    """What the trainer says within so long: RUNNING (nothing yet), or how the training ended. Ends with the trainer."""
-    if not select.select([sys.stdin], [], [], seconds)[0]:
-        return "RUNNING"
-    return sys.stdin.read() or sys.exit(1)
+def ended(run: RunDir) -> str:
+    """How a training ended that can no longer say so, as its run directory tells it."""
+    return {"finished": "FINISHED", "failed": "FAILED"}.get(run.status.get("state", ""), "KILLED")
 
 
 @contextmanager
@@ -150,15 +148,14 @@ def sync(path: Path) -> str:
     delivery = Delivery(cfg, run)
     try:
         with alone(run):
-            return delivery.round(STATUS.get(run.status.get("state", ""), "KILLED"))
+            return delivery.round(ended(run))
     except Exception as error:
-        raise TrackingError(
-            f"{delivery.name}: {reason(error)}. Nothing is lost, try again when that is mended"
-        ) from error
+        raise TrackingError(f"{delivery.name}: {reason(error)}. Nothing is lost, try again when that is mended") from error
 
 
 if __name__ == "__main__":
-    die_with_parent()
+    signal.signal(signal.SIGHUP, lambda *_: signal.alarm(round(STOP_WITHIN_S)))
+    die_with_parent(signal.SIGHUP)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)

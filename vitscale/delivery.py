@@ -10,6 +10,7 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TypeVar
 
 from vitscale import fault
@@ -64,14 +65,14 @@ def left(run: RunDir) -> str:
 
 def unsent(run: RunDir, mark: Mark) -> dict[str, list[int]]:
     """Files below `artifacts/` that MLflow lacks, with size and time of change. Hidden ones are being written."""
-    found = {str(path.relative_to(run.artifacts)): path for path in sorted(run.artifacts.rglob("*")) if path.is_file()}
-    seen = [
-        name
-        for name, path in found.items()
-        if not path.is_symlink() and not any(part.startswith(".") for part in Path(name).parts)
-    ]
-    stamps = {name: [found[name].stat().st_size, found[name].stat().st_mtime_ns] for name in seen}
-    return {name: stamp for name, stamp in stamps.items() if mark.files.get(name) != stamp}
+    found = {}
+    for path in sorted(run.artifacts.rglob("*")):
+        name, stat = path.relative_to(run.artifacts), path.lstat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        hidden = any(part.startswith(".") for part in name.parts)
+        if S_ISREG(stat.st_mode) and not hidden and mark.files.get(str(name)) != stamp:
+            found[str(name)] = stamp
+    return found
 
 
 class Delivery:
@@ -95,9 +96,8 @@ class Delivery:
         self._send_metrics()
         self._send_files()
         if status != self._status:
-            self._client.update_run(self._mark.run_id, status) if status == "RUNNING" else self._client.set_terminated(
-                self._mark.run_id, status
-            )
+            set_status = self._client.update_run if status == "RUNNING" else self._client.set_terminated
+            set_status(self._mark.run_id, status)
             self._status = status
         return self._mark.run_id
 
@@ -126,17 +126,14 @@ class Delivery:
 
         run_id, tracking = self._mark.run_id, self._cfg.tracking
         known = client.get_run(run_id).data.params
-        texts = [
-            (key, without_secrets(str(value))[:TEXT_LENGTH])
-            for key, value in flatten(self._cfg.model_dump(mode="json", by_alias=True))
-        ]
-        for piece in pieces([Param(key, text) for key, text in texts if key not in known], TEXTS):
+        values = flatten(self._cfg.model_dump(mode="json", by_alias=True))
+        new = [Param(key, without_secrets(str(value))[:TEXT_LENGTH]) for key, value in values if key not in known]
+        for piece in pieces(new, TEXTS):
             client.log_batch(run_id, params=piece)
         tags = {**tracking.tags, "mlflow.note.content": self._cfg.about or "", **self._origin(client)}
         if tracking.parent:
             tags["mlflow.parentRunId"] = tracking.parent
-        for some in pieces([RunTag(key, text) for key, text in tags.items()], TEXTS):
-            client.log_batch(run_id, tags=some)
+        client.log_batch(run_id, tags=[RunTag(key, text) for key, text in tags.items()])
 
     def _origin(self, client: Any) -> dict[str, str]:
         """Tags that name the model which the weights are from; where the store has it, it and its run name this run, too."""
@@ -165,20 +162,8 @@ class Delivery:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         for number, attempt in list(enumerate(read_log(self._run.attempts)))[self._mark.attempts :]:
-            inputs = [
-                DatasetInput(
-                    Dataset(
-                        d["uri"][-500:],
-                        d["digest"][:36],
-                        d["scheme"] or "local",
-                        json.dumps({"uri": d["uri"]}),
-                        None,
-                        json.dumps({"num_rows": d["samples"]}),
-                    ),
-                    [InputTag("mlflow.data.context", d["context"])],
-                )
-                for d in attempt.pop("data")
-            ]
+            data = [(InputTag("mlflow.data.context", entry.pop("context")), Dataset(**entry)) for entry in attempt.pop("data")]
+            inputs = [DatasetInput(dataset, [context]) for context, dataset in data]
             self._client.log_inputs(self._mark.run_id, datasets=inputs)
             self._client.set_tag(self._mark.run_id, "mlflow.source.git.commit", attempt["commit"].partition(" ")[0])
             self._client.set_tag(self._mark.run_id, f"restart.{number}", json.dumps(attempt)[:TEXT_LENGTH])

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from contextlib import suppress
 
 import psutil
 import torch
@@ -47,5 +48,6 @@ def _gpus() -> dict[str, float]:
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         metrics[f"gpu{number}_memory_gib"] = (total - free) / 2**30
-        metrics[f"gpu{number}_percent"] = torch.cuda.utilization(number)
+        with suppress(Exception):  # where the driver does not tell, as of a part of a GPU
+            metrics[f"gpu{number}_percent"] = torch.cuda.utilization(number)
     return metrics

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.manifest import read_manifest
+from data_pipeline.manifest import Manifest, read_manifest
 from data_pipeline.remote import scheme_of
 from vitscale import recipe
 from vitscale.config import RunConfig
@@ -38,14 +38,16 @@ MAX_VALUE, MAX_DIFF_BYTES, GIT_WITHIN_S = 500, 2**20, 10.0
 
 def note(cfg: RunConfig, run: RunDir) -> dict[str, Any]:
     """Write recipe, environment and uncommitted changes into `artifacts/`; returns what names commit and data."""
-    code = {name: _git(folder) for name, folder in (("vitscale", Path(__file__).parent), ("here", Path.cwd()))}
+    code = {name: _git(folder) for name, folder in (("here", Path.cwd()), ("vitscale", Path(__file__).parent))}
+    if code["here"] == code["vitscale"]:
+        del code["here"]
     for name, (commit, diff) in code.items():
         if diff:  # named by its commit: each start's own is kept
             replace_text(run.artifacts / f"{name}-{commit[:12]}.diff", diff)
     commits = {name: f"{commit}{' with changes' if diff else ''}" for name, (commit, diff) in code.items() if commit}
     replace_text(run.artifacts / "recipe.yaml", without_secrets(recipe.dump(cfg)))
     replace_text(run.artifacts / "environment.json", json.dumps({**environment(), "commits": commits}, indent=1) + "\n")
-    return {"commit": next(iter(commits.values()), ""), "data": datasets(cfg)}
+    return {"commit": commits.get("vitscale") or commits.get("here", ""), "data": datasets(cfg)}
 
 
 def environment() -> dict[str, Any]:
@@ -86,10 +88,16 @@ def _git(folder: Path) -> tuple[str, str]:
 
 
 def datasets(cfg: RunConfig) -> list[dict[str, Any]]:
-    """The manifests that are trained and evaluated on: where, what (digest) and how many images."""
-    named = [*(("training", source) for source in cfg.data.train), *([("evaluation", cfg.data.val)] if cfg.data.val else [])]
-    found = [(context, read_manifest(source.manifest)) for context, source in named]
-    return [
-        {"context": context, "uri": m.name, "scheme": scheme_of(m.location), "digest": m.digest, "samples": m.num_samples}
-        for context, m in found
-    ]
+    """The manifests that are trained and evaluated on, as MLflow names data: where, what (digest), how many images."""
+    sources = [("training", source) for source in cfg.data.train] + [("evaluation", cfg.data.val)] * bool(cfg.data.val)
+    return [{"context": context, **_dataset(read_manifest(source.manifest))} for context, source in sources if source]
+
+
+def _dataset(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": manifest.name[-500:],
+        "digest": manifest.digest[:36],  # MLflow's limits
+        "source_type": scheme_of(manifest.location) or "local",
+        "source": json.dumps({"uri": manifest.name}),
+        "profile": json.dumps({"num_rows": manifest.num_samples}),
+    }

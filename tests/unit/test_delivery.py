@@ -18,7 +18,8 @@ from vitscale.history import History, append, read_log
 from vitscale.rundir import RunDir, replace_text
 from vitscale.tracking import connect, reason, sqlite_path, sqlite_uri, tracking_uri, without_secrets
 
-DATA = {"context": "training", "uri": "/data/train.json", "scheme": "", "digest": "d" * 64, "samples": 20}
+pytestmark = pytest.mark.usefixtures("store")
+DATA = {"context": "training", "name": "/data/train.json", "digest": "d" * 36, "source_type": "local", "source": "{}"}
 START = {"step": 0, "processes": 2, "reason": "first start", "nodes": ["a", "b"], "commit": "c0ffee", "data": [DATA]}
 
 
@@ -71,7 +72,7 @@ def test_every_metric_arrives_in_one_run(run, store):
     assert left(run) == ""
 
 
-def test_more_metrics_at_one_step_than_a_request_may_hold(run, store):
+def test_more_metrics_at_one_step_than_a_request_may_hold(run):
     history = History(run.metrics)
     history.add(1, "train", {f"system/host{n}/cpu_percent": float(n) for n in range(1_100)})
     history.close()
@@ -111,7 +112,7 @@ def test_a_kill_leaves_one_run_with_every_point_once(run, store, point):
     assert [entry.info.run_id for entry in MlflowClient(store).search_runs([found.info.experiment_id])] == [found.info.run_id]
 
 
-def test_another_store_gets_everything(run, store, tmp_path, empty_database, monkeypatch):
+def test_another_store_gets_everything(run, tmp_path, empty_database, monkeypatch):
     log(run, 1, 2)
     first = deliver(run).info.run_id
     other = tmp_path / "other.db"
@@ -157,7 +158,7 @@ def test_the_run_says_what_it_is(make_run, store):
     ]
 
 
-def test_a_changed_recipe_keeps_the_first_parameters(run, store):
+def test_a_changed_recipe_keeps_the_first_parameters(run):
     log(run, 1)
     deliver(run)
     run.recipe.write_text(recipe.dump(recipe.load(run.recipe, ["hardware.micro_batch=4", "eval.batch=7"])))
@@ -165,7 +166,7 @@ def test_a_changed_recipe_keeps_the_first_parameters(run, store):
     assert (params["hardware.micro_batch"], params["eval.batch"]) == ("4", "64")
 
 
-def test_files_arrive_under_their_path_and_again_when_they_change(run, store, tmp_path):
+def test_files_arrive_under_their_path_and_again_when_they_change(run):
     log(run, 1)
     replace_text(run.artifacts / "recipe.yaml", "a: 1")
     replace_text(run.artifacts / "eval/step_1/per class.csv", "one")
@@ -198,7 +199,7 @@ def test_origin_is_named_both_ways(run, store):
     assert client.get_run(pretraining).data.tags[f"vitscale.origin_of.{found.info.run_id}"] == "run"
 
 
-def test_an_origin_of_another_store_is_still_named(run, store):
+def test_an_origin_of_another_store_is_still_named(run):
     run.init.mkdir()
     origin = {"source": "models:/net@best", "resolved": "models:/net/1", "run_id": "f" * 32}
     (run.init / "origin.json").write_text(json.dumps(origin))
@@ -206,7 +207,7 @@ def test_an_origin_of_another_store_is_still_named(run, store):
     assert deliver(run).data.tags["vitscale.origin.run_id"] == "f" * 32
 
 
-def test_passwords_in_a_recipe_stay_there(make_run, store, monkeypatch):
+def test_passwords_in_a_recipe_stay_there(make_run):
     run = make_run("data.train.manifest=https://me:hush@host/train.json?X-Amz-Signature=hush")
     log(run, 1)
     assert "hush" not in str(deliver(run).data)
