@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,24 +96,24 @@ class Tracker:
 def main(path: Path) -> None:
     """Send until the training has ended, then the rest. The trainer waits for that; one that died leaves 10 s."""
     cfg, run = open_run(path)
-    delivery, status, problem = Delivery(cfg, run), "RUNNING", ""
-    while True:
-        over = status != "RUNNING"
-        try:
-            with alone(run):
+    with alone(run, fcntl.LOCK_EX):
+        delivery, status, problem = Delivery(cfg, run), "RUNNING", ""
+        while True:
+            over = status != "RUNNING"
+            try:
                 delivery.round(status)
                 # What else is due between two sends (pictures to draw, models to publish) is called here.
+                if over:
+                    return
+                problem = ""
+            except Exception as error:  # MLflow's come with the scheme
+                if not problem:
+                    say(f"warning: {delivery.name}: {reason(error)}. Training goes on, its history is in {run.metrics}")
+                problem = str(error)
             if over:
-                return
-            problem = ""
-        except Exception as error:  # MLflow's come with the scheme
-            if not problem:
-                say(f"warning: {delivery.name}: {reason(error)}. Training goes on, its history is in {run.metrics}")
-            problem = str(error)
-        if over:
-            time.sleep(1)
-        elif select.select([sys.stdin], [], [], SEND_EVERY_S)[0]:
-            status = sys.stdin.read() or ended(run)
+                time.sleep(1)
+            elif select.select([sys.stdin], [], [], SEND_EVERY_S)[0]:
+                status = sys.stdin.read() or ended(run)
 
 
 def ended(run: RunDir) -> str:
@@ -122,14 +122,14 @@ def ended(run: RunDir) -> str:
 
 
 @contextmanager
-def alone(run: RunDir) -> Iterator[None]:
-    """No other process sends of this run directory meanwhile."""
+def alone(run: RunDir, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
+    """No other process sends of this run directory meanwhile; it is waited for, or by default refused."""
     with (run.path / ".courier").open("w") as lock:
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-            return
-    raise TrackingError(f"another process is sending what is in {run.path}; wait for it")
+        try:
+            fcntl.flock(lock, how)
+        except BlockingIOError:
+            raise TrackingError(f"another process is sending what is in {run.path}; wait for it") from None
+        yield
 
 
 def open_run(path: Path) -> tuple[RunConfig, RunDir]:

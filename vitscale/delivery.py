@@ -22,7 +22,7 @@ from vitscale.tracking import connect, experiment_id, sqlite_path, tracking_uri,
 
 Item = TypeVar("Item")
 
-LINES, METRICS, TEXTS = 20, 500, 100  # in one request at most: MLflow takes 1,000 metrics, 100 parameters or tags
+LINES, METRICS, TEXTS = 40, 1000, 100  # in one request at most: MLflow's limits of metrics, and of parameters
 TEXT_LENGTH = 6000
 DIRECTORY_TAG = "vitscale.directory"
 

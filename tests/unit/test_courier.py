@@ -117,6 +117,7 @@ def test_what_a_killed_trainer_left_is_sent_and_its_run_is_marked_so(run, store)
     assert MlflowClient(store).get_run(run.mlflow_run_id.read_text()).info.status == "KILLED"
 
 
+@pytest.mark.slow  # ten seconds of patience
 def test_it_does_not_outlive_the_trainer_for_long_even_amid_a_request(run, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as frozen:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{frozen.getsockname()[1]}")
@@ -134,14 +135,11 @@ def test_two_never_send_at_once(run):
             pass
 
 
-@pytest.mark.parametrize("answers", [False, True], ids=["closed", "frozen"])
-def test_a_server_that_does_not_answer_costs_the_training_nothing(run, answers, capfd, monkeypatch, request):
-    """A closed port, and one that takes every connection and never says a word."""
+def test_a_server_that_does_not_answer_costs_the_training_nothing(run, capfd, monkeypatch, request):
+    """It takes every connection and never says a word."""
     server = socket.create_server(("127.0.0.1", 0))
     request.addfinalizer(server.close)
     uri = f"http://me:hush@127.0.0.1:{server.getsockname()[1]}"
-    if not answers:
-        server.close()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
