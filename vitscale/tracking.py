@@ -91,8 +91,10 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
 def reason(error: Exception) -> str:
     """What went wrong and what to do, in one line without passwords; MLflow's exceptions come with the scheme."""
     text = without_secrets(" ".join(str(error).split()))
-    caused = re.search(r"Caused by \w+\(.*?\): (.*)\"\)\)", text)
-    no_answer = f"no answer ({caused[1]}); start the server, or correct tracking.uri or MLFLOW_TRACKING_URI" if caused else ""
+    caused = re.search(r"""Caused by \w+\(["'](?:\w+\(.*?\): )?(.*?)["']\)\)""", text)
+    no_answer = (
+        f"no answer ({caused[1]}); start or mend the server, or correct tracking.uri or MLFLOW_TRACKING_URI" if caused else ""
+    )
     return REASONS.get(getattr(error, "error_code", "")) or no_answer or text[:500]
 
 

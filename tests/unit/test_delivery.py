@@ -282,3 +282,22 @@ def test_urls_lose_what_is_secret():
     text = "at http://me:hush@host:1/a?sig=hush, 's3://k:hush@b/c' [sqlite:////a/b.db] https://h/x?y#z"
     assert without_secrets(text) == "at http://host:1/a, 's3://b/c' [sqlite:////a/b.db] https://h/x"
     assert reason(ValueError("no\n  such http://me:hush@host")) == "no such http://host"
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        ("ResponseError('too many 500 error responses')", "too many 500 error responses"),
+        (
+            "NewConnectionError(\"HTTPConnection(host='h', port=1): Failed: [Errno 111] refused\")",
+            "Failed: [Errno 111] refused",
+        ),
+        (
+            "ReadTimeoutError(\"HTTPConnectionPool(host='h', port=1): Read timed out. (read timeout=5)\")",
+            "Read timed out. (read timeout=5)",
+        ),
+    ],
+)
+def test_the_reason_of_a_failed_request_is_named(cause, said):
+    error = OSError(f"API request to http://h failed with HTTPConnectionPool(host='h'): Max retries (Caused by {cause})")
+    assert reason(error).startswith(f"no answer ({said}); start or mend the server")
