@@ -186,9 +186,9 @@ def run_show(args: argparse.Namespace) -> int:
 
 def run_sync(args: argparse.Namespace) -> int:
     """Send MLflow what it lacks of a run."""
-    from vitscale import tracking
+    from vitscale.courier import sync
 
-    print(f"{args.run_dir}: MLflow run {tracking.sync(args.run_dir)} is complete")
+    print(f"{args.run_dir}: MLflow run {sync(args.run_dir)} is complete")
     return 0
 
 

@@ -110,6 +110,10 @@ class TrackingConfig(Section):
     """tracking server or database; default MLFLOW_TRACKING_URI, else SQLite under `runs`"""
     experiment: str = "vitscale"
     """MLflow experiment"""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """tags of the MLflow run"""
+    parent: str | None = None
+    """id of the MLflow run that this one is listed under, as the runs of a sweep are"""
     log_every: int = Field(50, ge=1)
     """steps between two points of the training curves"""
     figures_every: Duration | None = None
@@ -183,6 +187,8 @@ class RunConfig(Section):
 
     name: str
     """of the run and its directory"""
+    about: str | None = None
+    """source and deviations, for the run's page in MLflow; default: the comment at the head of the recipe"""
     runs: str = "runs"
     """folder that holds the run directories"""
     seed: int = Field(0, ge=0, lt=2**64)

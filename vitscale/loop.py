@@ -1,7 +1,7 @@
 """The training loop: one for pretraining and fine-tuning, on one process or many."""
 
 import math
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Iterable
 
 import torch
@@ -16,10 +16,12 @@ from vitscale import fault
 from vitscale.badsteps import BadStep, BadSteps
 from vitscale.cadence import Cadence
 from vitscale.config import RunConfig
+from vitscale.courier import Tracker
 from vitscale.engine import Engine
 from vitscale.evaluate import evaluate
 from vitscale.ledger import Ledger
 from vitscale.loss import LOSSES, smooth
+from vitscale.machine import Machine
 from vitscale.meter import Meter, peak_memory_gib
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import read_model_info
@@ -28,7 +30,6 @@ from vitscale.rundir import RunDir
 from vitscale.saving import Saver
 from vitscale.state import TrainState
 from vitscale.tally import Tally
-from vitscale.tracking import Tracker
 from vitscale.world import Reduction, World
 
 
@@ -45,6 +46,7 @@ def fit(
 ) -> bool:
     """Train until the last step, or a stop that all ranks agree on; True = all is done. Call on every rank."""
     world, losses, meter = engine.world, Losses(), Meter.of(cfg, engine.world)
+    machine = Machine(active=world.local_rank == 0)
     ledger = Ledger(run.ledger, cfg.data.bad_samples, world, state.step)
     bad_steps = BadSteps(run.bad_steps, cfg.train.max_bad_steps, shards, world)
     saver, saved = Saver(run, engine, cfg.checkpoint, cadence.keep), state.step
@@ -62,8 +64,8 @@ def fit(
             if log_now or save_now:
                 ledger.settle(state)
             if log_now:
-                metrics = report(engine, losses, state, meter, cfg, cadence)
-                tracker.log(state.step, "train", metrics, total_fingerprint(state, engine))
+                samples, load = gather(state, machine, world)
+                tracker.log(state.step, "train", {**report(engine, losses, state, meter, cfg, cadence), **load}, samples)
             if eval_now:
                 state.owes_eval = val is not None
                 evaluate_owed(engine, val, cfg, state, tracker, run)
@@ -172,9 +174,10 @@ def save(saver: Saver, world: World, state: TrainState, tracker: Tracker, last: 
             world.save_s = sum(saver.times.values())
 
 
-def total_fingerprint(state: TrainState, engine: Engine) -> str:
-    """The running hash of all samples consumed by all ranks. Call on every rank."""
-    return f"{sum(engine.world.gather(state.fingerprint)) % 2**64:016x}"
+def gather(state: TrainState, machine: Machine, world: World) -> tuple[str, dict[str, float]]:
+    """The running hash of all samples consumed by all ranks, and how busy each machine is. Call on every rank."""
+    fingerprints, loads = zip(*world.gather((state.fingerprint, machine.sample())), strict=True)
+    return f"{sum(fingerprints) % 2**64:016x}", dict(ChainMap(*loads))
 
 
 def evaluate_owed(

@@ -14,6 +14,7 @@ if __name__ == "__main__":  # first of all: the imports below take seconds in wh
         print("loading torch and deepspeed", flush=True)
 
 import contextlib
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,22 +26,22 @@ from data_pipeline.loader import Layout, Loader, eval_loader, train_loader
 from data_pipeline.manifest import read_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
-from vitscale import preflight, recipe
+from vitscale import preflight, provenance, recipe
 from vitscale.cadence import Cadence
 from vitscale.checkpoint import restore
 from vitscale.config import HardwareConfig, RunConfig, grad_accum, micro_batch
+from vitscale.courier import Tracker
 from vitscale.engine import Engine, import_deepspeed
 from vitscale.errors import USER_ERRORS, TrackingError
 from vitscale.health import Watch
+from vitscale.history import last_metrics
 from vitscale.loop import fit
 from vitscale.model.build import Model, build
 from vitscale.modelinfo import ModelInfo, read_model_info
 from vitscale.progress import say
 from vitscale.publish import publish_due
 from vitscale.rundir import RunDir, replace_text
-from vitscale.source import Origin
 from vitscale.state import TrainState
-from vitscale.tracking import Tracker, last_metrics
 from vitscale.weights import sharded
 from vitscale.weights.transfer import summarise, table, transfer
 from vitscale.world import OtherRankFailedError, World, end_process
@@ -50,12 +51,13 @@ def main(cfg: RunConfig) -> None:
     """Run a recipe from where it stands to its end. Call on every rank."""
     with World(cfg.hardware, cfg.seed) as world:
         if world.any(world.stop_requested):
-            return stop_at_once(cfg, world)
+            stop_at_once(cfg, world)
+            return
         import_deepspeed(world.device.type)
         say(f"{cfg.name}: {world.size} {'process is' if world.size == 1 else 'processes are'} up", world.is_main)
-        run, origin = open_run(cfg, world)
+        run = open_run(cfg, world)
         try:
-            with Tracker(cfg, run, world.is_main, origin.run_id if origin else None) as tracker:
+            with Tracker(cfg, run, world.is_main) as tracker:
                 with Watch(world, run, cfg.hardware.hang_after_s):
                     state, finished = train(cfg, run, tracker, world)
                 with world.alone():
@@ -86,23 +88,36 @@ def train(cfg: RunConfig, run: RunDir, tracker: Tracker, world: World) -> tuple[
     engine = build_engine(build_model(cfg, run, world), cfg, world)
     state = restore(run, engine, shards.digest)
     world.phases.take_up(state)
+    note_start(cfg, run, state, tracker, world)
     announce(cfg, run, state, cadence, engine)
     batches = build_train_loader(shards, cfg, state.step, cadence.total, world)
     return state, fit(cfg, cadence, engine, batches, shards, val, state, run, tracker)
 
 
-def open_run(cfg: RunConfig, world: World) -> tuple[RunDir, Origin | None]:
+def note_start(cfg: RunConfig, run: RunDir, state: TrainState, tracker: Tracker, world: World) -> None:
+    """For MLflow: at which step, where, with which code and data, and how the start before ended. Call on every rank."""
+    hosts = world.gather(socket.gethostname())
+    if world.is_main:
+        try:
+            noted = provenance.note(cfg, run)
+            ended = run.status.get("ended", "first start")
+            tracker.note_start(step=state.step, processes=world.size, reason=ended, nodes=sorted({*hosts}), **noted)
+        except OSError as error:
+            say(f"warning: {run.path}: {error.strerror}; training goes on, MLflow will not know of this start")
+
+
+def open_run(cfg: RunConfig, world: World) -> RunDir:
     """Check everything, own the run directory, and bring the pretrained weights there; rank 0 does it for all."""
-    run, origin = RunDir(cfg), None
+    run = RunDir(cfg)
     with world.alone():
         if world.is_main:
             run.claim()
-            origin = preflight.check(cfg, world.size, os.environ)
+            preflight.check(cfg, world.size, os.environ)
             replace_text(run.recipe, recipe.dump(cfg))
             classes = list(read_manifest(cfg.data.train[0].manifest).classes)
             replace_text(run.model_info, ModelInfo.of(cfg.model, cfg.data, classes).dump())
             run.write_status("running")
-    return run, world.broadcast(origin)
+    return run
 
 
 def build_model(cfg: RunConfig, run: RunDir, world: World) -> Model:

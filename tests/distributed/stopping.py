@@ -11,9 +11,9 @@ from pathlib import Path
 from worker import Training
 
 from vitscale import recipe
+from vitscale.courier import Tracker
 from vitscale.health import Watch
 from vitscale.loop import evaluate_owed, scores, validate
-from vitscale.tracking import Tracker
 from vitscale.train import build_val_loader
 from vitscale.world import World
 
@@ -38,7 +38,7 @@ def evaluating(training: Training, world: World) -> dict:
     """The last rank is asked to stop within an evaluation; the next start makes up for it."""
     state, engine, val = training.state, training.engine, build_val_loader(training.cfg, world)
     whole = scores(validate(engine, val, training.cfg))
-    tracker = Tracker(training.cfg, training.run, active=False, parent_run_id=None)
+    tracker = Tracker(training.cfg, training.run, active=False)
 
     def cut() -> Iterator:
         for number, batch in enumerate(val):

@@ -17,7 +17,7 @@ from vitscale.cadence import Cadence
 from vitscale.checkpoint import restore
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
-from vitscale.loop import Losses, scores, total_fingerprint, train_step, validate
+from vitscale.loop import Losses, scores, train_step, validate
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS
@@ -39,7 +39,7 @@ class Training:
 
     def __init__(self, cfg: RunConfig, world: World) -> None:
         self.cfg, self.world = cfg, world
-        self.run, _ = open_run(cfg, world)
+        self.run = open_run(cfg, world)
         self.train = open_shards(cfg.data.train, cfg.hardware)
         self.cadence = Cadence.of(cfg, len(self.train))
         torch.manual_seed(cfg.seed)
@@ -91,7 +91,7 @@ def exact(base: RunConfig, world: World) -> dict:
                 "losses": losses,
                 "resumed_losses": resumed.go(STOP_AT),
                 "same_bits": whole.digest() == resumed.digest(),
-                "fingerprints": [total_fingerprint(training.state, training.engine) for training in (whole, resumed)],
+                "fingerprints": [sum(world.gather(training.state.fingerprint)) % 2**64 for training in (whole, resumed)],
             }
             resumed.close()
     return found

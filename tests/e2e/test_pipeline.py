@@ -68,7 +68,11 @@ def test_fine_tuning_grew_the_grid_and_names_its_parent(workplace: Path) -> None
     after = load_file(newest(workplace, "digits-finetune") / "weights.safetensors")
     assert (before["pos_embed.table"].shape[1], after["pos_embed.table"].shape[1]) == (1 + 4 * 4, 1 + 6 * 6)
     child = client(workplace).get_run(run_id(workplace, "digits-finetune"))
-    assert child.data.tags["mlflow.parentRunId"] == run_id(workplace, "digits-pretrain")
+    assert child.data.tags["vitscale.origin.run_id"] == run_id(workplace, "digits-pretrain")
+    parent = client(workplace).get_run(run_id(workplace, "digits-pretrain"))
+    assert parent.data.tags[f"vitscale.origin_of.{child.info.run_id}"] == "digits-finetune"
+    made = client(workplace).search_logged_models([child.info.experiment_id])
+    assert {model.model_id: model.source_run_id for model in made}[child.inputs.model_inputs[0].model_id] == parent.info.run_id
 
 
 def test_every_metric_line_is_in_mlflow_once(workplace: Path) -> None:

@@ -15,7 +15,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 # The only files that may import these.
 DOORS = {
     "deepspeed": {"vitscale/engine.py"},
-    "mlflow": {"vitscale/tracking.py", "vitscale/artifacts.py", "vitscale/serving.py"},
+    "mlflow": {"vitscale/tracking.py", "vitscale/delivery.py", "vitscale/artifacts.py", "vitscale/serving.py"},
     "webdataset": {"data_pipeline/build.py", "data_pipeline/bench.py"},
     "fsspec": {"data_pipeline/remote.py"},
     "yaml": {"vitscale/recipe.py"},
@@ -39,6 +39,8 @@ WITHOUT_TORCH = [
             "source",
             "rundir",
             "tracking",
+            "delivery",
+            "courier",
             "publish",
             "pull",
             "orphan",

@@ -19,7 +19,7 @@ from vitscale.model.flops import train_flops
 from vitscale.tracking import connect
 
 LOSS, ACCURACY = "train/loss", "eval/top1"
-ORIGIN_TAGS = ("vitscale.origin.run_id", "mlflow.parentRunId")
+ORIGIN_TAG = "vitscale.origin.run_id"
 
 
 class Run(NamedTuple):
@@ -120,4 +120,4 @@ def of_mlflow(client: Any, run_id: str) -> Run:
     points = {key: [(p.step, p.value) for p in client.get_metric_history(run_id, key)] for key in (LOSS, ACCURACY)}
     with tempfile.TemporaryDirectory() as folder:
         cfg = recipe.load(client.download_artifacts(run_id, "recipe.yaml", folder))
-    return Run(cfg, points, run_id, next((tags[tag] for tag in ORIGIN_TAGS if tag in tags), None))
+    return Run(cfg, points, run_id, tags.get(ORIGIN_TAG))
