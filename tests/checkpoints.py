@@ -12,6 +12,7 @@ from vitscale import recipe
 from vitscale.model.vit import ViT
 from vitscale.modelinfo import ModelInfo
 from vitscale.registry import Version
+from vitscale.retention import complete, scores_of
 from vitscale.sums import write_sums
 
 FILES = {"model.json", "weights.safetensors", "recipe.yaml", "state.json"}
@@ -24,9 +25,9 @@ def write_checkpoint(folder: Path, cfg, step: int, seed: int, scores: dict[str, 
     (folder / "engine" / "rank_00000.safetensors").write_bytes(b"optimiser")
     (folder / "model.json").write_text(ModelInfo.of(cfg.model, cfg.data, ["cat", "dog", "owl"]).dump())
     (folder / "recipe.yaml").write_text(recipe.dump(cfg))
-    (folder / "state.json").write_text(
-        json.dumps({"step": step, "samples": 8 * step, "data": "d" * 64, "scores": {f"step_{step:08d}": scores}})
-    )
+    before = scores_of(max(complete(folder.parent), default=folder))
+    state = {"step": step, "samples": 8 * step, "data": "d" * 64, "scores": {**before, f"step_{step:08d}": scores}}
+    (folder / "state.json").write_text(json.dumps(state))
     torch.manual_seed(seed)
     weights = {name: torch.randn_like(tensor) for name, tensor in ViT(cfg.model).state_dict().items()}
     save_file(weights, folder / "weights.safetensors")
