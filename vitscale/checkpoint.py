@@ -1,10 +1,9 @@
-"""Checkpoints that are there: which is the newest sound one, what it holds, which are kept. vitscale/saving.py writes them.
+"""Checkpoints that are there: which is the newest sound one, what it holds. vitscale/saving.py writes them.
 
 A checkpoint holds the fragments of the fp32 weights and optimiser state that each rank owned, as safetensors whose keys say
 what they are (`name@start/kind`). Any number of ranks at any ZeRO stage reads the pieces it needs from them.
 """
 
-import math
 import shutil
 import sys
 from collections import defaultdict
@@ -15,13 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 
-from vitscale import fault
-from vitscale.config import CheckpointConfig
 from vitscale.engine import Engine
 from vitscale.errors import CheckpointError
+from vitscale.retention import complete
 from vitscale.rundir import RunDir
-from vitscale.state import Scores, TrainState
-from vitscale.sums import SUMS, verify
+from vitscale.state import TrainState
+from vitscale.sums import verify
 
 
 def restore(run: RunDir, engine: Engine, data: str) -> TrainState:
@@ -72,36 +70,6 @@ def latest(checkpoints: Path) -> Path | None:
         path.rename(aside)
         print(f"warning: {path}: {', '.join(damaged)}; set aside as {aside.name}, using the one before", file=sys.stderr)
     return None
-
-
-def complete(checkpoints: Path) -> list[Path]:
-    """All checkpoints that exist, oldest first."""
-    return sorted(path for path in checkpoints.glob("step_" + "[0-9]" * 8) if (path / SUMS).is_file())
-
-
-def prune(checkpoints: Path, config: CheckpointConfig, keep_every: int, scores: Scores) -> None:
-    """Drop all but the newest `keep`, the first of each `keep_every` steps (0 = none), and the best by `scores`."""
-    found = complete(checkpoints)
-    kept = set(found[-config.keep :])
-    if keep_every:
-        first = {int(path.name.removeprefix("step_")) // keep_every: path for path in reversed(found)}
-        kept |= {path for period, path in first.items() if period > 0}
-    if config.best and (winner := best(found, scores, config.best)):
-        kept.add(winner)
-    for path in sorted(set(found) - kept):
-        # Renamed first: a half-deleted checkpoint must not look like one.
-        doomed = path.with_name(f".{path.name}.deleted")
-        path.rename(doomed)
-        fault.at("save.doomed")
-        shutil.rmtree(doomed)
-
-
-def best(found: list[Path], scores: Scores, metric: str) -> Path | None:
-    """Of checkpoints in order, the one that scored best, of equals the later; None where none was measured."""
-    sign, unknown = -1 if metric.endswith("loss") else 1, {metric: math.nan}
-    values = {path: sign * scores.get(path.name, unknown).get(metric, math.nan) for path in reversed(found)}
-    known = {path: value for path, value in values.items() if not math.isnan(value)}
-    return max(known, key=lambda path: known[path], default=None)
 
 
 class Piece(NamedTuple):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from vitscale.arguments import Commands, add, count
 from vitscale.cli_data import add_data_commands
+from vitscale.cli_figures import add_figures_command
 
 RECIPE_HELP = "recipe file, or the name of one that ships with vitscale (recipes/demo/pretrain.yaml)"
 OVERRIDES_HELP = "values to change, e.g. train.global_batch=512"
-MODEL_HELP = "checkpoint directory, file of weights, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
+URI_HELP = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID"
+MODEL_HELP = f"checkpoint directory, file of weights, {URI_HELP}"
 
 
 def main() -> None:
@@ -99,6 +101,7 @@ def add_model_commands(commands: Commands) -> None:
     evaluate.add_argument("--data", required=True, help="manifest of the shards")
     evaluate.add_argument("--batch", type=count, default=64, help="images at a time (default: 64)")
     evaluate.add_argument("--image-size", type=count, help="another size of images, in pixels (default: the model's)")
+    evaluate.add_argument("--out", type=Path, help="folder for accuracy by class, confusions and some predictions")
 
     predict = add(commands, run_predict, "vitscale predict models:/digits-vit@champion seven.png")
     predict.add_argument("model", help=MODEL_HELP)
@@ -107,14 +110,16 @@ def add_model_commands(commands: Commands) -> None:
     predict.add_argument("--image-size", type=count, help="another size of images, in pixels (default: the model's)")
     predict.add_argument("--json", action="store_true", help="one JSON object per image")
 
+    add_figures_command(commands, MODEL_HELP)
     pull = add(commands, run_pull, "vitscale pull models:/digits-vit@champion --to champion")
-    pull.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
+    pull.add_argument("model", help=URI_HELP)
     pull.add_argument("--to", type=Path, help="directory to make (default: the user's cache)")
 
     publish = add(commands, run_publish, "vitscale publish runs/mine/checkpoints/step_00001000 --name mine --alias champion")
     publish.add_argument("checkpoint", type=Path, help="checkpoint directory")
     publish.add_argument("--name", required=True, help="registered model")
     publish.add_argument("--alias", required=True, help="alias that then points at the new version")
+    publish.add_argument("--licence", help="of the weights, for the model card (default: what its recipe says)")
 
     take = add(commands, run_import, "vitscale import L_16.npz --out models/l16")
     take.add_argument("file", type=Path, help=".npz, .safetensors or .pth, or a folder of timm's or transformers'")
@@ -215,9 +220,9 @@ def run_show(args: argparse.Namespace) -> int:
 
 def run_sync(args: argparse.Namespace) -> int:
     """Send MLflow what it lacks of a run."""
-    from vitscale import tracking
+    from vitscale.courier import sync
 
-    print(f"{args.run_dir}: MLflow run {tracking.sync(args.run_dir)} is complete")
+    print(f"{args.run_dir}: MLflow run {sync(args.run_dir)} is complete")
     return 0
 
 
@@ -234,8 +239,13 @@ def run_eval(args: argparse.Namespace) -> int:
     from vitscale.pretrained import load_pretrained
 
     loaded = load_pretrained(args.model, args.tracking_uri, args.image_size)
-    metrics = evaluate_alone(loaded, args.data, args.batch)
-    print(json.dumps(metrics))
+    tally = evaluate_alone(loaded, args.data, args.batch)
+    if args.out:
+        from vitscale.figures.due import draw_confusions
+
+        tally.write(args.out, loaded.classes)
+        draw_confusions(args.out)
+    print(json.dumps(tally.metrics))
     return 0
 
 
@@ -255,15 +265,16 @@ def run_predict(args: argparse.Namespace) -> int:
 
 def run_pull(args: argparse.Namespace) -> int:
     """Download a published model, verified."""
-    from vitscale import publish, source
+    from vitscale import registry, source
     from vitscale.errors import ModelError
+    from vitscale.pull import pull
     from vitscale.tracking import tracking_uri
 
     uri = args.tracking_uri or tracking_uri(None, "runs")
-    if not args.model.startswith(publish.SCHEMES):
-        raise ModelError(f"{args.model}: pull takes models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
+    if not args.model.startswith(registry.SCHEMES):
+        raise ModelError(f"{args.model}: pull takes {registry.FORMS}")
     if args.to:
-        publish.pull(args.model, uri, args.to)
+        pull(args.model, uri, args.to)
     print(args.to or source.locate(args.model, uri))
     return 0
 
@@ -315,9 +326,8 @@ def run_publish(args: argparse.Namespace) -> int:
     from vitscale.tracking import tracking_uri
 
     uri = args.tracking_uri or tracking_uri(None, "runs")
-    version = publish(
-        source.checked_directory(str(args.checkpoint)), args.name, args.alias, uri, source.run_id(args.checkpoint)
-    )
+    checkpoint = source.checked_directory(str(args.checkpoint))
+    version = publish(checkpoint, args.name, args.alias, uri, source.run_id(checkpoint), args.licence)
     print(f"{version.uri} = models:/{args.name}@{args.alias}")
     return 0
 

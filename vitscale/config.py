@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from data_pipeline.config import DataConfig, Section
 from vitscale.duration import Duration
@@ -18,7 +18,7 @@ class InitConfig(Section):
     """Where the weights start from, instead of at random."""
 
     source: str = Field(alias="from")
-    """a checkpoint directory, a file of weights, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID`"""
+    """a checkpoint directory, a file of weights, models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID"""
     pos_embed: Literal["linear", "bicubic", "reinit"] = "linear"
     """the position embedding at another resolution: resized as the official code does, or antialiased bicubic as DeiT and timm,
     or new and random (to see what resizing buys)"""
@@ -110,17 +110,45 @@ class TrackingConfig(Section):
     """tracking server or database; default MLFLOW_TRACKING_URI, else SQLite under `runs`"""
     experiment: str = "vitscale"
     """MLflow experiment"""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """tags of the MLflow run"""
+    parent: str | None = None
+    """id of the MLflow run that this one is listed under, as the runs of a sweep are"""
     log_every: int = Field(50, ge=1)
     """steps between two points of the training curves"""
+    figures_every: Duration | None = None
+    """pictures of the model (filters, positions, attention) of the first checkpoint of each such time"""
+
+
+def registered_name(name: str) -> str:
+    """What MLflow takes as the name of a registered model; no quotes, since searches are made of it."""
+    if not re.fullmatch(r"[^\s./:%'\"`\\][^/:%'\"`\\\n]{0,249}", name) or name != name.strip():
+        raise RecipeError(
+            f"{name!r} is no name for a registered model; at most 250 characters but / : % \\ and quotes, no space or dot first"
+        )
+    return name
+
+
+def alias_name(alias: str) -> str:
+    """What MLflow takes as an alias."""
+    if not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+        raise RecipeError(f"{alias!r} is no alias; allowed are letters, digits, _ and -, but not `latest` and not v1, v2, ...")
+    return alias
 
 
 class PublishConfig(Section):
-    """The registered model that the last checkpoint becomes a version of."""
+    """The registered model that checkpoints become versions of: the last one, and with checkpoint.best the best."""
 
-    name: str
+    name: Annotated[str, AfterValidator(registered_name)]
     """registered model"""
-    alias: str
-    """alias that then points at the new version"""
+    alias: Annotated[str, AfterValidator(alias_name)]
+    """alias that then points at the last checkpoint: pretrained, finetuned, ..."""
+    champion: Score | None = None
+    """alias `champion` moves to a version of this run when its metric beats that of the version there"""
+    keep: int | None = Field(10, ge=1)
+    """newest versions of the model kept, of all runs; those with an alias always are; null = all"""
+    licence: str | None = None
+    """of the weights, for the model card"""
 
 
 class HardwareConfig(Section):
@@ -159,6 +187,8 @@ class RunConfig(Section):
 
     name: str
     """of the run and its directory"""
+    about: str | None = None
+    """source and deviations, for the run's page in MLflow; default: the comment at the head of the recipe"""
     runs: str = "runs"
     """folder that holds the run directories"""
     seed: int = Field(0, ge=0, lt=2**64)

@@ -14,11 +14,11 @@ from data_pipeline.build import build
 from data_pipeline.manifest import Manifest
 from data_pipeline.sources import digits
 from data_pipeline.stream import Shards
-from vitscale import publish
 from vitscale.cli import train
 from vitscale.errors import LaunchError
 from vitscale.orphan import die_with_parent
 from vitscale.progress import clock, say
+from vitscale.pull import pull
 from vitscale.recipe import load
 from vitscale.rundir import RunDir
 from vitscale.tracking import sqlite_path, tracking_uri
@@ -55,7 +55,7 @@ def demo(device: str, seed: int, runs: str) -> int:
     folder = root / "demo" / name
     say(f"pulling {champion}")
     shutil.rmtree(folder, ignore_errors=True)
-    publish.pull(champion, uri, folder)
+    pull(champion, uri, folder)
     say(f"it is in {folder}; what it says of held-out images:")
     for line in predict_some(val, folder, root / "demo" / "images"):
         say(f"  {line}")

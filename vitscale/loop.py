@@ -1,7 +1,7 @@
 """The training loop: one for pretraining and fine-tuning, on one process or many."""
 
 import math
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Iterable
 
 import torch
@@ -16,17 +16,20 @@ from vitscale import fault
 from vitscale.badsteps import BadStep, BadSteps
 from vitscale.cadence import Cadence
 from vitscale.config import RunConfig
+from vitscale.courier import Tracker
 from vitscale.engine import Engine
 from vitscale.evaluate import evaluate
 from vitscale.ledger import Ledger
 from vitscale.loss import LOSSES, smooth
+from vitscale.machine import Machine
 from vitscale.meter import Meter, peak_memory_gib
 from vitscale.model.config import ViTConfig
-from vitscale.progress import TrainProgress
+from vitscale.modelinfo import read_model_info
+from vitscale.progress import TrainProgress, say
 from vitscale.rundir import RunDir
 from vitscale.saving import Saver
 from vitscale.state import TrainState
-from vitscale.tracking import Tracker
+from vitscale.tally import Tally
 from vitscale.world import Reduction, World
 
 
@@ -43,10 +46,11 @@ def fit(
 ) -> bool:
     """Train until the last step, or a stop that all ranks agree on; True = all is done. Call on every rank."""
     world, losses, meter = engine.world, Losses(), Meter.of(cfg, engine.world)
+    machine = Machine(active=world.local_rank == 0)
     ledger = Ledger(run.ledger, cfg.data.bad_samples, world, state.step)
     bad_steps = BadSteps(run.bad_steps, cfg.train.max_bad_steps, shards, world)
     saver, saved = Saver(run, engine, cfg.checkpoint, cadence.keep), state.step
-    evaluate_owed(engine, val, cfg, state, tracker)
+    evaluate_owed(engine, val, cfg, state, tracker, run)
     with TrainProgress(cfg.name, state.step, cadence.total, world.is_main) as progress, saver:
         for batch in meter.waiting(world.until_stop(batches)):
             losses.add(train_step(engine, batch, cfg, state, cadence))
@@ -60,11 +64,11 @@ def fit(
             if log_now or save_now:
                 ledger.settle(state)
             if log_now:
-                metrics = report(engine, losses, state, meter, cfg, cadence)
-                tracker.log(state.step, "train", metrics, total_fingerprint(state, engine))
+                samples, load = gather(state, machine, world)
+                tracker.log(state.step, "train", {**report(engine, losses, state, meter, cfg, cadence), **load}, samples)
             if eval_now:
                 state.owes_eval = val is not None
-                evaluate_owed(engine, val, cfg, state, tracker)
+                evaluate_owed(engine, val, cfg, state, tracker, run)
             if save_now:
                 save(saver, world, state, tracker, last)
                 saved = state.step
@@ -170,31 +174,52 @@ def save(saver: Saver, world: World, state: TrainState, tracker: Tracker, last: 
             world.save_s = sum(saver.times.values())
 
 
-def total_fingerprint(state: TrainState, engine: Engine) -> str:
-    """The running hash of all samples consumed by all ranks. Call on every rank."""
-    return f"{sum(engine.world.gather(state.fingerprint)) % 2**64:016x}"
+def gather(state: TrainState, machine: Machine, world: World) -> tuple[str, dict[str, float]]:
+    """The running hash of all samples consumed by all ranks, and how busy each machine is. Call on every rank."""
+    fingerprints, loads = zip(*world.gather((state.fingerprint, machine.sample())), strict=True)
+    return f"{sum(fingerprints) % 2**64:016x}", dict(ChainMap(*loads))
 
 
-def evaluate_owed(engine: Engine, val: Iterable[Batch] | None, cfg: RunConfig, state: TrainState, tracker: Tracker) -> None:
+def evaluate_owed(
+    engine: Engine, val: Iterable[Batch] | None, cfg: RunConfig, state: TrainState, tracker: Tracker, run: RunDir
+) -> None:
     """Evaluate where that is due; cut short by a stop it stays due, for the next start. Call on every rank."""
-    if state.owes_eval and val is not None:
-        with engine.world.phases.during("eval"):
-            metrics = validate(engine, val, cfg)
-        if not engine.world.stopping:
-            state.scores[state.name], state.owes_eval = metrics, False
-            tracker.log(state.step, "eval", metrics)
+    if not state.owes_eval or val is None:
+        return
+    with engine.world.phases.during("eval"):
+        tallies = validate(engine, val, cfg)
+        if engine.world.stopping:
+            return
+        state.scores[state.name], state.owes_eval = scores(tallies), False
+        if engine.world.is_main:
+            write_tallies(tallies, run, state.step)
+    tracker.log(state.step, "eval", state.scores[state.name])
 
 
-def validate(engine: Engine, val: Iterable[Batch], cfg: RunConfig) -> dict[str, float]:
-    """Accuracy on the held-out images, also of the averaged weights where there are some. Call on every rank."""
+def validate(engine: Engine, val: Iterable[Batch], cfg: RunConfig) -> dict[str, Tally]:
+    """`eval`, and of the averaged weights where there are some `eval_ema`, on the held-out images. Call on every rank."""
     fault.at("eval.begin")
-    metrics: dict[str, float] = {}
+    tallies = {}
     for prefix, averaged in (("eval", False), ("eval_ema", True))[: 1 if cfg.optim.ema_decay is None else 2]:
         with engine.evaluating(averaged):
-            found = evaluate(engine, val, cfg.data, engine.dtype, engine.world)
-        metrics |= {f"{prefix}/{name}": value for name, value in found.items()}
+            tallies[prefix] = evaluate(engine, val, cfg.data, cfg.model.num_classes, engine.dtype, engine.world)
     fault.at("eval.end")
-    return metrics
+    return tallies
+
+
+def scores(tallies: dict[str, Tally]) -> dict[str, float]:
+    """`eval/top1` and so on."""
+    return {f"{prefix}/{name}": value for prefix, tally in tallies.items() for name, value in tally.metrics.items()}
+
+
+def write_tallies(tallies: dict[str, Tally], run: RunDir, step: int) -> None:
+    """The files of an evaluation; without room for them training goes on."""
+    classes = read_model_info(run.path).classes
+    try:
+        for prefix, tally in tallies.items():
+            tally.write(run.artifacts / prefix / f"step_{step:08d}", classes)
+    except OSError as error:
+        say(f"warning: {run.artifacts}: accuracy by class cannot be written ({error}); training goes on")
 
 
 def due(step: int, every: int) -> bool:

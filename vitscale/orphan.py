@@ -9,10 +9,10 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def die_with_parent() -> None:
-    """Ask for SIGKILL on the parent's death; one that has died already leaves us to init, so end at once."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask for a signal on the parent's death; one that has died already leaves us to init, so end at once."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() == 1 and not _launcher_is_init():
             os._exit(1)
 

@@ -1,185 +1,149 @@
-"""Checkpoints to the MLflow model registry and back, as plain files with their SHA-256 sums; no pickle, no flavour."""
+"""Checkpoints to the MLflow model registry, as plain files with their SHA-256 sums; no pickle."""
 
-import hashlib
-import shutil
+import json
+import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vitscale import fault
-from vitscale.config import TrackingConfig
-from vitscale.errors import ModelError, TrackingError, UserError
-from vitscale.modelinfo import AVERAGED, weight_files
-from vitscale.modelinfo import FILE as MODEL_INFO
-from vitscale.sums import SUMS, verify, write_sums
+from vitscale.artifacts import Artifacts
+from vitscale.card import card, measured, read_state
+from vitscale.config import PublishConfig, RunConfig, TrackingConfig, alias_name, registered_name
+from vitscale.errors import ModelError, UserError
+from vitscale.modelinfo import read_model_info
+from vitscale.progress import say
+from vitscale.registry import DIGEST, Version, crown, discard, mlflow_errors, retain, score_tag, version_of, versions_of
+from vitscale.retention import best, complete, scores_of
+from vitscale.rundir import RunDir, replace_text
+from vitscale.serving import write_flavour
+from vitscale.sums import SUMS, read_sums, sha256, write_sums
 from vitscale.tracking import connect, experiment_id
 
-BESIDE = (MODEL_INFO, "recipe.yaml", "state.json")
-DIGEST_TAG = "vitscale.digest"
-SCHEMES = ("models:/", "runs:/")
+TAKEN = re.compile(r"(weights|ema)(-.*)?\.safetensors(\.index\.json)?|model\.json|recipe\.yaml|state\.json")  # of a checkpoint
 
 
-@contextmanager
-def _mlflow_errors(uri: str) -> Iterator[None]:
-    """MLflow's exceptions come with the scheme (REST, SQL, files): make them one of ours."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise TrackingError(
-            f"MLflow at {uri}: {' '.join(str(error).split())}; nothing is changed or lost, try again when that is mended"
-        ) from error
-
-
-class Version(NamedTuple):
-    """A version of a registered model."""
-
-    name: str
-    number: str
-    model_id: str  # of the logged model that holds the files
-    run_id: str | None  # of the run that made it
-    digest: str | None  # of its SHA256SUMS
-
-    @property
-    def uri(self) -> str:
-        return f"models:/{self.name}/{self.number}"
-
-
-def publish(checkpoint: Path, name: str, alias: str, uri: str, run_id: str | None) -> Version:
+def publish(
+    checkpoint: Path, name: str, alias: str | None, uri: str, run_id: str | None, licence: str | None = None
+) -> Version:
     """Register a checkpoint's weights as a version of model `name`, then point `alias` at it.
 
-    The alias moves last, after the stored files were fetched again and their sums hold. A version of this run with this
-    content is used again, so that a killed call can be repeated.
+    A version exists when all its files were fetched again and their sums hold; the alias moves last. What an earlier call for
+    this run and content has stored is used again, so that a killed one can be repeated and a damaged copy is mended.
     """
-    with _mlflow_errors(uri):
-        return _publish(checkpoint, name, alias, uri, run_id)
-
-
-def _publish(checkpoint: Path, name: str, alias: str, uri: str, run_id: str | None) -> Version:
-    client = connect(uri)
-    with tempfile.TemporaryDirectory() as folder:
-        content = Path(folder) / "model"
-        content.mkdir()
-        weights = (*weight_files(checkpoint), *weight_files(checkpoint, AVERAGED))
-        for path in (*weights, *(checkpoint / name for name in BESIDE)):
-            if path.exists():
-                shutil.copyfile(path, content / path.name)
-        write_sums(content)
-        digest = hashlib.sha256((content / SUMS).read_bytes()).hexdigest()
-        version = _find(client, name, run_id, digest)
-        if version is None:
-            version = _register(client, content, name, uri, run_id, digest)
-            fault.at("publish.registered")
-            _read_back(version)
-    client.set_registered_model_alias(name, alias, version.number)
-    fault.at("publish.named")
+    registered_name(name)
+    if alias:
+        alias_name(alias)
+    with mlflow_errors(uri), tempfile.TemporaryDirectory() as folder:
+        client = connect(uri)
+        content = _content(checkpoint, name, licence, Path(folder))
+        digest = sha256(Path(folder) / SUMS)
+        model_id = _logged_model(client, name, uri, run_id, digest)
+        _send(Artifacts(client, model_id), content)
+        fault.at("publish.uploaded")
+        version = _register(client, checkpoint, Version(name, "", model_id, run_id, digest))
+        fault.at("publish.registered")
+        if alias:
+            client.set_registered_model_alias(name, alias, version.number)
+        fault.at("publish.named")
     return version
 
 
-def _find(client: Any, name: str, run_id: str | None, digest: str) -> Version | None:
-    """A version of this run with this content whose stored files are sound, if there is one."""
-    found = client.search_model_versions(f"name='{name}'")
-    versions = (_version(entry) for entry in found if entry.tags.get(DIGEST_TAG) == digest)
-    for version in versions:
-        with suppress(ModelError):
-            if version.run_id == run_id:
-                _read_back(version)
-                return version
-    return None
+def _content(checkpoint: Path, name: str, licence: str | None, folder: Path) -> dict[Path, str]:
+    """The files of a model with their sums, the list of these last; weights stay where they are."""
+    taken = {name: expected for name, expected in read_sums(checkpoint).items() if TAKEN.fullmatch(name)}
+    (folder / "README.md").write_text(card(checkpoint, name, licence))
+    write_flavour(folder, read_model_info(checkpoint).model.image_size)
+    written = sorted(folder.iterdir())
+    write_sums(folder, taken)
+    sums, paths = read_sums(folder), [*(checkpoint / name for name in taken), *written]
+    return {**{path: sums[path.name] for path in paths}, folder / SUMS: sha256(folder / SUMS)}
 
 
-def _read_back(version: Version) -> None:
-    """Fetch the stored files again; ModelError where they are damaged."""
-    with tempfile.TemporaryDirectory() as folder:
-        _download(version, Path(folder))
+def _logged_model(client: Any, name: str, uri: str, run_id: str | None, digest: str) -> str:
+    """The logged model of this run with this content, complete or not; a new one where there is none."""
+    experiment = (
+        client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, TrackingConfig().experiment, uri)
+    )
+    for model in client.search_logged_models([experiment], filter_string=f"tags.`{DIGEST}` = '{digest}'"):
+        if (model.source_run_id or None) == run_id:
+            return model.model_id
+    allowed = re.sub("[.%]", "-", name)  # MLflow takes less here than for registered models
+    return client.create_logged_model(experiment, allowed, source_run_id=run_id, tags={DIGEST: digest}).model_id
 
 
-def _register(client: Any, content: Path, name: str, uri: str, run_id: str | None, digest: str) -> Version:
-    default = TrackingConfig().experiment
-    experiment = client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, default, uri)
-    model = client.create_logged_model(experiment, name, source_run_id=run_id, tags={DIGEST_TAG: digest})
-    client.log_model_artifacts(model.model_id, str(content))
-    fault.at("publish.uploaded")
+def _send(files: Artifacts, content: dict[Path, str]) -> None:
+    """Store what is not there yet, sound; each file is fetched again to be sure."""
+    there = files.sizes()
+    for path, expected in content.items():
+        if there.get(path.name) == path.stat().st_size and files.sha256(path.name) == expected:
+            continue
+        files.send(path)
+        fault.at("publish.sent")
+        if files.sha256(path.name) != expected:
+            raise ModelError(f"{path}: damaged here or on the way: what MLflow has stored differs from its SHA-256; try again")
+
+
+def _register(client: Any, checkpoint: Path, model: Version) -> Version:
+    """The version that a complete logged model is; a new one where there is none."""
     client.finalize_logged_model(model.model_id, "READY")
-    if not client.search_registered_models(f"name='{name}'"):
-        client.create_registered_model(name)
-    source = f"models:/{model.model_id}"
-    return _version(client.create_model_version(name, source, run_id, {DIGEST_TAG: digest}, model_id=model.model_id))
+    if not client.search_registered_models(f"name='{model.name}'"):
+        client.create_registered_model(model.name)
+    for entry in versions_of(client, model.name):
+        if entry.source == model.uri:
+            return version_of(client, entry)
+    state = read_state(checkpoint)
+    tags: dict[str, str | None] = {score_tag(metric): str(value) for metric, value in measured(checkpoint).items()}
+    tags |= {DIGEST: model.digest, "vitscale.step": str(state.get("step", ""))}
+    return version_of(client, client.create_model_version(model.name, model.uri, model.run_id, tags, model_id=model.model_id))
 
 
-def resolve(source: str, uri: str) -> Version:
-    """The version that `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID` (its newest) means."""
-    client = connect(uri, create=False)
+def publish_due(run: RunDir, cfg: RunConfig, uri: str, run_id: str, finished: bool) -> dict[str, dict[str, str]]:
+    """Publish what a run has to: its best checkpoint so far, and when it is `finished` its last.
+
+    What was done is noted in `published.json` (role -> version and what led to it), so that calls with nothing new to do cost
+    a look at the checkpoints. ModelError and TrackingError leave all as it was; call again.
+    """
+    note = run.path / "published.json"
+    done: dict[str, dict[str, str]] = json.loads(note.read_text()) if note.exists() else {}
+    if cfg.publish is None:
+        return done
+    for role, checkpoint in _due(run, cfg, finished).items():
+        alias = cfg.publish.alias if role == "last" else ""
+        wanted = {"checkpoint": checkpoint.name, "name": cfg.publish.name, "alias": alias, "run_id": run_id}
+        if wanted.items() <= done.get(role, {}).items():
+            continue
+        try:
+            version = publish(checkpoint, cfg.publish.name, alias or None, uri, run_id, cfg.publish.licence)
+        except UserError:
+            if checkpoint.exists():
+                raise
+            continue  # a better one has taken its place meanwhile
+        _keep_house(cfg.publish, uri, version)
+        done[role] = {**wanted, "version": version.uri}
+        replace_text(note, json.dumps(done, indent=1) + "\n")
+    return done
+
+
+def _due(run: RunDir, cfg: RunConfig, finished: bool) -> dict[str, Path]:
+    found, metric = complete(run.checkpoints), cfg.checkpoint.best
+    leader = best(found, scores_of(found[-1]), metric) if metric and found else None
+    last = found[-1] if found and finished else None
+    return {role: path for role, path in (("best", leader), ("last", last)) if path}
+
+
+def _keep_house(config: PublishConfig, uri: str, version: Version) -> None:
+    """After a new version: who is champion, what goes, and what uploads of this run that were overtaken left behind."""
+    client = connect(uri)
+    with mlflow_errors(uri):
+        if config.champion and crown(client, version, config.champion):
+            say(f"{version.uri} is the champion of {version.name} by {config.champion}")
     try:
-        return _version(_lookup(client, source))
-    except Exception as error:  # MLflow's exceptions come with the scheme: REST, SQL, files
-        with _mlflow_errors(uri):  # a server that does not answer is not a model that is not there
-            known = _known_models(client)
-        raise TrackingError(
-            f"{source}: not found in the MLflow registry at {uri} ({' '.join(str(error).split())}); {known}; set "
-            "MLFLOW_TRACKING_URI if the model lies elsewhere"
-        ) from error
-
-
-def _lookup(client: Any, source: str) -> Any:
-    scheme, _, rest = source.partition(":/")
-    if scheme == "runs":
-        versions = client.search_model_versions(f"run_id='{rest}'")
-        if not versions:
-            raise TrackingError("this run has published no model")
-        return max(versions, key=lambda version: int(version.version))
-    name, at, alias = rest.partition("@")
-    if at:
-        return client.get_model_version_by_alias(name, alias)
-    name, slash, number = rest.rpartition("/")
-    if not slash:
-        raise TrackingError("a model URI ends in @ALIAS or /VERSION")
-    return client.get_model_version(name, number)
-
-
-def _known_models(client: Any) -> str:
-    names = [f"{m.name}@{alias}" for m in client.search_registered_models() for alias in m.aliases]
-    return f"it has {', '.join(names) or 'none'}"
-
-
-def pull(source: str, uri: str, to: Path) -> Version:
-    """Download a model into the directory `to`, verified; `to` is complete or untouched."""
-    version = resolve(source, uri)
-    if to.exists() and not verify(to):
-        digest = hashlib.sha256((to / SUMS).read_bytes()).hexdigest()
-        if digest == version.digest:
-            return version
-    if to.exists() and any(to.iterdir()):
-        raise ModelError(f"{to}: exists and is not {source}; choose another directory or remove it")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as folder:
-        content = Path(folder) / "model"
-        with _mlflow_errors(uri):
-            _download(version, content)
-        if to.exists():
-            to.rmdir()
-        content.rename(to)
-    return version
-
-
-def _download(version: Version, to: Path) -> None:
-    """Fetch a version's files and check them against their sums and the registered digest."""
-    import mlflow
-
-    to.mkdir(exist_ok=True)
-    fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{version.model_id}", dst_path=str(to)))
-    assert fetched.resolve() == to.resolve()
-    damaged = verify(to)
-    if not damaged and version.digest:
-        found = hashlib.sha256((to / SUMS).read_bytes()).hexdigest()
-        damaged = [] if found == version.digest else [f"{SUMS} is not the registered one"]
-    if damaged:
-        raise ModelError(f"{version.uri}: {', '.join(damaged)}; the stored copy is damaged, publish it again")
-
-
-def _version(entry: Any) -> Version:
-    model_id = entry.source.removeprefix("models:/") if entry.source else ""
-    return Version(entry.name, str(entry.version), entry.model_id or model_id, entry.run_id or None, entry.tags.get(DIGEST_TAG))
+        if config.keep:
+            retain(client, version.name, config.keep)
+        experiment = client.get_run(version.run_id).info.experiment_id
+        for model in client.search_logged_models([experiment], f"source_run_id = '{version.run_id}'"):
+            if DIGEST in model.tags and str(model.status) == "PENDING":
+                discard(client, model.model_id)
+    except Exception as error:  # who may publish need not be allowed to delete
+        say(f"warning: MLflow at {uri}: {error}; old versions of {version.name} stay")

@@ -7,6 +7,7 @@ hexadecimal and octal; a key given twice is an error. Every value remembers the 
 import difflib
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,7 +92,10 @@ def _read(file: Path, origins: Origins, chain: tuple[Path, ...]) -> dict:
     if file.resolve() in chain:
         raise RecipeError(f"{file}: extends itself by way of {' -> '.join(map(str, chain))}")
     own: Origins = {}
-    values: dict = _parse(_read_text(file), str(file), own)
+    text = _read_text(file)
+    values: dict = _parse(text, str(file), own)
+    if header := "\n".join(line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), text.splitlines())):
+        values.setdefault("about", header)
     parents = values.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):

@@ -36,7 +36,10 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.ledger = self.path / "data_ledger.jsonl"
         self.model_info = self.path / "model.json"
+        self.attempts = self.path / "attempts.jsonl"
+        self.artifacts = self.path / "artifacts"
         self.mlflow_run_id = self.path / "mlflow_run_id"
+        self.mlflow_sent = self.path / ".mlflow_sent"
         self.init = self.path / "init"
         self.transfer = self.path / "transfer.txt"
         self.bad_steps = self.path / "bad_steps"
@@ -152,6 +155,10 @@ class RunDir:
         """`state` is starting, running, stopped, finished or failed, "" as before; one that is killed stays running."""
         with self._writing:  # threads save, and watch
             status = self.status
+            before = status.get("state")
+            if state in ("starting", "running") and before not in (None, "starting"):  # how the start before ended
+                ends = {"running": "killed", "failed": status.get("error")}
+                values["ended"] = ends.get(before, before)
             if state:
                 status = {key: value for key, value in status.items() if key not in ENDING} | {"state": state}
             replace_text(self.path / "status.json", json.dumps(status | values, indent=1) + "\n")

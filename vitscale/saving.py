@@ -18,12 +18,13 @@ from typing import NamedTuple, Self
 import torch
 
 from vitscale import fault
-from vitscale.checkpoint import Piece, prune, stored_pieces
+from vitscale.checkpoint import Piece, stored_pieces
 from vitscale.config import CheckpointConfig
 from vitscale.engine import Engine
 from vitscale.errors import CheckpointError
 from vitscale.modelinfo import AVERAGED, WEIGHTS
 from vitscale.progress import say
+from vitscale.retention import prune
 from vitscale.rundir import RunDir, replace_text
 from vitscale.state import Scores, TrainState
 from vitscale.sums import fsync, write_sums

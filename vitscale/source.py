@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from vitscale import pull, registry
 from vitscale.config import InitConfig
 from vitscale.errors import ModelError
 from vitscale.model.config import ModelConfig
@@ -27,15 +28,12 @@ class Origin(NamedTuple):
 
 def locate(source: str, uri: str) -> Path:
     """The model's directory, downloaded to the user's cache where `source` is a URI; or a file of weights, as it is."""
-    from vitscale import publish
-
-    if not source.startswith(publish.SCHEMES):
+    if not source.startswith(registry.SCHEMES):
         return Path(source) if is_foreign(Path(source)) else checked_directory(source)
-    version = publish.resolve(source, uri)
+    version = registry.resolve(source, uri)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitscale" / "models"
-    folder = cache / f"{version.name}-v{version.number}-{version.model_id}"
-    publish.pull(version.uri, uri, folder)
-    return folder
+    pull.fetch(version, uri, cache / version.model_id)
+    return cache / version.model_id
 
 
 def fetch_init(init: InitConfig, model: ModelConfig, folder: Path, uri: str) -> Origin:
@@ -58,11 +56,9 @@ def _origin(folder: Path) -> Origin | None:
 
 
 def _fetch(source: str, folder: Path, uri: str) -> Origin:
-    from vitscale import publish
-
     shutil.rmtree(folder, ignore_errors=True)
-    if source.startswith(publish.SCHEMES):
-        version = publish.pull(source, uri, folder)
+    if source.startswith(registry.SCHEMES):
+        version = pull.pull(source, uri, folder)
         origin = Origin(source, version.uri, version.run_id)
     elif is_foreign(Path(source)):
         from vitscale.weights.convert import read_model, write_model
@@ -98,9 +94,7 @@ def checked_directory(source: str) -> Path:
     """A model directory whose every byte is as written."""
     path = Path(source)
     if not path.is_dir():
-        raise ModelError(
-            f"{source}: neither a checkpoint directory nor a file of weights; or give models:/NAME@ALIAS, runs:/RUN_ID"
-        )
+        raise ModelError(f"{source}: neither a checkpoint directory nor a file of weights; or give {registry.FORMS}")
     read_model_info(path)
     if damaged := verify(path):
         raise ModelError(f"{path}: {', '.join(damaged)}; use another checkpoint")

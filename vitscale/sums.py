@@ -5,27 +5,32 @@ import os
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
+UNLISTED = (SUMS, "registered_model_meta")  # the latter is added by MLflow where it downloads or serves a model
 
 
 def verify(path: Path) -> list[str]:
     """What is wrong with a checkpoint or published model: `weights.safetensors differs`; [] = sound."""
-    problems = []
     try:
-        lines = (path / SUMS).read_text().splitlines()
+        sums = read_sums(path)
     except FileNotFoundError:
         return [f"{SUMS} missing"]
     except (OSError, UnicodeDecodeError) as error:
         return [f"{SUMS} is not readable ({error})"]
-    sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
     if not sums:
         return [f"{SUMS} is empty"]
-    problems += [f"{name} is not listed in {SUMS}" for name in _files(path) if name not in sums]
+    problems = [f"{name} is not listed in {SUMS}" for name in _files(path) if name not in sums]
     for name, expected in sums.items():
         if not (path / name).is_file():
             problems.append(f"{name} missing")
         elif sha256(path / name) != expected:
             problems.append(f"{name} differs from its SHA-256")
     return problems
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """The SHA-256 of each file, as the directory's list has them."""
+    lines = (path / SUMS).read_text().splitlines()
+    return {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
 
 
 def write_sums(path: Path, known: dict[str, str] | None = None) -> None:
@@ -45,8 +50,8 @@ def write_sums(path: Path, known: dict[str, str] | None = None) -> None:
 
 
 def _files(path: Path) -> list[str]:
-    """The names of all files below but the sums themselves and hidden ones, sorted."""
-    found = (file for file in path.rglob("*") if file.is_file() and file.name != SUMS and not file.name.startswith("."))
+    """The names of all files below but the sums themselves, MLflow's mark and hidden ones, sorted."""
+    found = (file for file in path.rglob("*") if file.is_file() and file.name not in UNLISTED and not file.name.startswith("."))
     return sorted(str(file.relative_to(path)) for file in found)
 
 

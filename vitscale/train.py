@@ -24,21 +24,22 @@ from data_pipeline.loader import Layout, Loader, eval_loader, train_loader
 from data_pipeline.manifest import read_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
-from vitscale import failure, preflight, publish, recipe
+from vitscale import failure, preflight, provenance, recipe
 from vitscale.cadence import Cadence
-from vitscale.checkpoint import complete, restore
+from vitscale.checkpoint import restore
 from vitscale.config import HardwareConfig, RunConfig, grad_accum, micro_batch
+from vitscale.courier import Tracker
 from vitscale.engine import Engine, import_deepspeed
 from vitscale.errors import FINAL, USER_ERRORS, TrackingError
 from vitscale.health import Watch
+from vitscale.history import last_metrics
 from vitscale.loop import fit
 from vitscale.model.build import Model, build
 from vitscale.modelinfo import ModelInfo, read_model_info
 from vitscale.progress import say
+from vitscale.publish import publish_due
 from vitscale.rundir import RunDir, replace_text
-from vitscale.source import Origin
 from vitscale.state import TrainState
-from vitscale.tracking import Tracker, last_metrics
 from vitscale.weights import sharded
 from vitscale.weights.transfer import summarise, table, transfer
 from vitscale.world import World, end_process, is_consequence
@@ -52,8 +53,8 @@ def main(cfg: RunConfig) -> None:
             return
         import_deepspeed(world.device.type)
         say(f"{cfg.name}: {world.size} {'process is' if world.size == 1 else 'processes are'} up", world.is_main)
-        origin = open_run(run, cfg, world)
-        with Tracker(cfg, run, world.is_main, origin.run_id if origin else None) as tracker:
+        open_run(run, cfg, world)
+        with Tracker(cfg, run, world.is_main) as tracker:
             with Watch(world, run, cfg.hardware.hang_after_s):
                 state, finished = train(cfg, run, tracker, world)
             with world.alone():
@@ -69,9 +70,9 @@ def told(run: RunDir, world: World) -> Iterator[None]:
         yield
     except Exception as error:
         if not is_consequence(error) and (run.owned or not world.is_main):
-            what = str(error) if isinstance(error, USER_ERRORS) else traceback.format_exc()
-            named = f"{type(error).__name__}: {error}" if isinstance(error, USER_ERRORS) else f"{error!r}\n{what}"
-            if failure.note(run.path, failure.place(world.rank, world.phases.step, world.phases.name), named):
+            stack = "" if isinstance(error, USER_ERRORS) else f"\n{traceback.format_exc()}"
+            where = failure.place(world.rank, world.phases.step, world.phases.name)
+            if failure.note(run.path, where, f"{type(error).__name__}: {error}{stack}"):
                 with contextlib.suppress(OSError):  # of a full disk, say; the error itself counts
                     run.write_status("failed", error=str(error), final=isinstance(error, FINAL))
         raise
@@ -93,23 +94,34 @@ def train(cfg: RunConfig, run: RunDir, tracker: Tracker, world: World) -> tuple[
     engine = build_engine(build_model(cfg, run, world), cfg, world)
     state = restore(run, engine, shards.digest)
     world.phases.take_up(state)
+    note_start(cfg, run, state, tracker, world)
     announce(cfg, run, state, cadence, engine)
     batches = build_train_loader(shards, cfg, state.step, cadence.total, world)
     return state, fit(cfg, cadence, engine, batches, shards, val, state, run, tracker)
 
 
-def open_run(run: RunDir, cfg: RunConfig, world: World) -> Origin | None:
+def note_start(cfg: RunConfig, run: RunDir, state: TrainState, tracker: Tracker, world: World) -> None:
+    """For MLflow: at which step, where, with which code and data, and how the start before ended. Call on every rank."""
+    hosts = world.gather(failure.host())
+    if world.is_main:
+        try:
+            noted = provenance.note(cfg, run)
+            ended = run.status.get("ended", "first start")
+            tracker.note_start(step=state.step, processes=world.size, reason=ended, nodes=sorted({*hosts}), **noted)
+        except OSError as error:
+            say(f"warning: {run.path}: {error.strerror}; training goes on, MLflow will not know of this start")
+
+
+def open_run(run: RunDir, cfg: RunConfig, world: World) -> None:
     """Check everything, own the run directory, and bring the pretrained weights there; rank 0 does it for all."""
-    origin = None
     with world.alone():
         if world.is_main:
             run.claim()
-            origin = preflight.check(cfg, world.size, os.environ)
+            preflight.check(cfg, world.size, os.environ)
             replace_text(run.recipe, recipe.dump(cfg))
             classes = list(read_manifest(cfg.data.train[0].manifest).classes)
             replace_text(run.model_info, ModelInfo.of(cfg.model, cfg.data, classes).dump())
             run.write_status("running")
-    return world.broadcast(origin)
 
 
 def build_model(cfg: RunConfig, run: RunDir, world: World) -> Model:
@@ -190,12 +202,12 @@ def finish(cfg: RunConfig, run: RunDir, tracker: Tracker, state: TrainState, fin
 
 
 def publish_last(cfg: RunConfig, run: RunDir, uri: str) -> str:
-    """The newest checkpoint into the registry; returns the URI under its alias."""
+    """The last checkpoint, and the best, into the registry; returns the URI under the last one's alias."""
     assert cfg.publish
     try:
         if not run.mlflow_run_id.exists():
             raise TrackingError(f"MLflow at {uri} did not answer")
-        publish.publish(complete(run.checkpoints)[-1], cfg.publish.name, cfg.publish.alias, uri, run.mlflow_run_id.read_text())
+        publish_due(run, cfg, uri, run.mlflow_run_id.read_text(), finished=True)
     except TrackingError as error:
         raise TrackingError(
             f"publish: {error}; the training is complete and nothing is lost, start it again to publish"

@@ -7,10 +7,11 @@ import torch
 from safetensors import safe_open
 from worker import Training, main
 
-from vitscale.checkpoint import complete, latest
+from vitscale.checkpoint import latest
 from vitscale.config import RunConfig
 from vitscale.errors import CheckpointError
 from vitscale.modelinfo import AVERAGED, WEIGHTS
+from vitscale.retention import complete
 from vitscale.saving import Saver
 from vitscale.weights import sharded
 from vitscale.world import OtherRankFailedError, World

@@ -11,9 +11,9 @@ from pathlib import Path
 from worker import Training
 
 from vitscale import recipe
+from vitscale.courier import Tracker
 from vitscale.health import Watch
-from vitscale.loop import evaluate_owed, validate
-from vitscale.tracking import Tracker
+from vitscale.loop import evaluate_owed, scores, validate
 from vitscale.train import build_val_loader
 from vitscale.world import World
 
@@ -37,8 +37,8 @@ def waiting(world: World) -> list[int]:
 def evaluating(training: Training, world: World) -> dict:
     """The last rank is asked to stop within an evaluation; the next start makes up for it."""
     state, engine, val = training.state, training.engine, build_val_loader(training.cfg, world)
-    whole = validate(engine, val, training.cfg)
-    tracker = Tracker(training.cfg, training.run, active=False, parent_run_id=None)
+    whole = scores(validate(engine, val, training.cfg))
+    tracker = Tracker(training.cfg, training.run, active=False)
 
     def cut() -> Iterator:
         for number, batch in enumerate(val):
@@ -46,11 +46,13 @@ def evaluating(training: Training, world: World) -> dict:
             yield batch
 
     state.owes_eval = True
-    evaluate_owed(engine, cut(), training.cfg, state, tracker)
-    dropped = state.owes_eval and world.stopping and not state.scores
+    evaluate_owed(engine, cut(), training.cfg, state, tracker, training.run)
+    dropped = state.owes_eval and world.stopping and not state.scores and not training.run.artifacts.exists()
     world.stopping = world.stop_requested = False
-    evaluate_owed(engine, val, training.cfg, state, tracker)
-    return {"dropped": world.gather(dropped), "made_up": state.scores == {state.name: whole} and not state.owes_eval}
+    evaluate_owed(engine, val, training.cfg, state, tracker, training.run)
+    written = sorted(path.name for path in (training.run.artifacts / "eval").rglob("*.*"))
+    made_up = state.scores == {state.name: whole} and not state.owes_eval
+    return {"dropped": world.gather(dropped), "made_up": made_up, "written": written}
 
 
 def main() -> None:

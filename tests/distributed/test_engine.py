@@ -118,6 +118,11 @@ def test_resume_on_another_layout_goes_on_to_rounding(
     assert other["fingerprint"] == first["fingerprint"]
     assert other["eval"]["eval/images"] == first["eval"]["eval/images"] == 100
     assert other["eval"]["eval/top1"] == pytest.approx(first["eval"]["eval/top1"], abs=0.011)
+    by_rank_of_each = [np.array(run["guesses"]) for run in (first, other)]
+    for run, by_rank in zip((first, other), by_rank_of_each, strict=True):
+        assert (by_rank == by_rank[0]).all()
+        assert (by_rank[0].sum(), np.trace(by_rank[0])) == (100, round(100 * run["eval"]["eval/top1"]))
+    assert (by_rank_of_each[0][0].sum(axis=1) == by_rank_of_each[1][0].sum(axis=1)).all()
 
 
 def test_an_error_on_one_rank_ends_all(found: dict) -> None:

@@ -22,7 +22,8 @@ def done(tiny: Tiny) -> tuple[dict, str]:
 
 
 def test_an_evaluation_that_a_stop_cuts_short_is_dropped_and_made_up_for(done: tuple[dict, str]) -> None:
-    assert done[0]["evaluating"] == {"dropped": [True, True], "made_up": True}
+    written = ["confusion.csv", "per_class.csv", "predictions.png"]
+    assert done[0]["evaluating"] == {"dropped": [True, True], "made_up": True, "written": written}
 
 
 def test_a_signal_to_one_rank_ends_the_wait_of_all(done: tuple[dict, str]) -> None:

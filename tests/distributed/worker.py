@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 
 from vitscale import recipe
 from vitscale.cadence import Cadence
-from vitscale.checkpoint import complete, restore
+from vitscale.checkpoint import restore
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
-from vitscale.loop import Losses, total_fingerprint, train_step, validate
+from vitscale.loop import Losses, scores, train_step, validate
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS
+from vitscale.retention import complete
 from vitscale.saving import Saver
 from vitscale.state import TrainState
 from vitscale.train import build_engine, build_train_loader, build_val_loader, open_run, open_shards
@@ -38,7 +39,7 @@ class Training:
 
     def __init__(self, cfg: RunConfig, world: World) -> None:
         self.cfg, self.world = cfg, world
-        self.run, _ = open_run(cfg, world)
+        self.run = open_run(cfg, world)
         self.train = open_shards(cfg.data.train, cfg.hardware)
         self.cadence = Cadence.of(cfg, len(self.train))
         torch.manual_seed(cfg.seed)
@@ -90,7 +91,7 @@ def exact(base: RunConfig, world: World) -> dict:
                 "losses": losses,
                 "resumed_losses": resumed.go(STOP_AT),
                 "same_bits": whole.digest() == resumed.digest(),
-                "fingerprints": [total_fingerprint(training.state, training.engine) for training in (whole, resumed)],
+                "fingerprints": [sum(world.gather(training.state.fingerprint)) % 2**64 for training in (whole, resumed)],
             }
             resumed.close()
     return found
@@ -107,14 +108,15 @@ def elastic(cfg: RunConfig, world: World) -> dict:
     path = training.save()
     weights = torch.cat([tensor.flatten() for _, tensor in sorted(load_file(path / WEIGHTS).items())])
     state = json.loads((path / "state.json").read_text())
-    metrics = validate(training.engine, build_val_loader(cfg, world), cfg)
+    tallies = validate(training.engine, build_val_loader(cfg, world), cfg)
     training.close()
     return {
         "start": start,
         "losses": losses,
         "weights": weights.tolist(),
         "fingerprint": state["fingerprint"],
-        "eval": metrics,
+        "eval": scores(tallies),
+        "guesses": world.gather(tallies["eval"].guesses_KC.tolist()),
         "checkpoints": [p.name for p in complete(training.run.checkpoints)],
     }
 

@@ -1,5 +1,6 @@
 """The main job through every real part, on the demo's recipes cut short: build, pretrain, publish, fine-tune, pull, predict."""
 
+import csv
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +11,13 @@ from launching import vitscale
 from safetensors.torch import load_file
 
 from vitscale import load_pretrained
+from vitscale.figures.due import draw_due
+from vitscale.figures.runs import draw_runs, of_directory, pretraining_exaflops
 from vitscale.sums import verify
+from vitscale.tracking import read_log
 
 SHORT = ["train.total.epochs=2", "eval.every.epochs=1", "checkpoint.every.epochs=1", "optim.schedule.warmup.steps=5"]
+SHORT += ["tracking.figures_every.epochs=1"]
 PRETRAIN = ("train", "recipes/demo/pretrain.yaml", "--procs", "2", *SHORT)
 FINETUNE = ("train", "recipes/demo/finetune.yaml", "--procs", "2", *SHORT)
 
@@ -63,7 +68,11 @@ def test_fine_tuning_grew_the_grid_and_names_its_parent(workplace: Path) -> None
     after = load_file(newest(workplace, "digits-finetune") / "weights.safetensors")
     assert (before["pos_embed.table"].shape[1], after["pos_embed.table"].shape[1]) == (1 + 4 * 4, 1 + 6 * 6)
     child = client(workplace).get_run(run_id(workplace, "digits-finetune"))
-    assert child.data.tags["mlflow.parentRunId"] == run_id(workplace, "digits-pretrain")
+    assert child.data.tags["vitscale.origin.run_id"] == run_id(workplace, "digits-pretrain")
+    parent = client(workplace).get_run(run_id(workplace, "digits-pretrain"))
+    assert parent.data.tags[f"vitscale.origin_of.{child.info.run_id}"] == "digits-finetune"
+    made = client(workplace).search_logged_models([child.info.experiment_id])
+    assert {model.model_id: model.source_run_id for model in made}[child.inputs.model_inputs[0].model_id] == parent.info.run_id
 
 
 def test_every_metric_line_is_in_mlflow_once(workplace: Path) -> None:
@@ -100,6 +109,44 @@ def test_eval_of_the_pulled_model_equals_the_training_runs_own(workplace: Path) 
     assert found["images"] == own["eval/images"]
     assert found["top1"] == own["eval/top1"]
     assert found["loss"] == pytest.approx(own["eval/loss"], rel=1e-5)
+
+
+def test_an_evaluation_leaves_accuracy_by_class_and_due_pictures_are_drawn_once(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)  # manifests have relative paths
+    run = workplace / "runs/digits-pretrain"
+    steps = {line["step"]: line["metrics"] for line in read_log(run / "metrics.jsonl") if line["kind"] == "eval"}
+    assert sorted(path.name for path in (run / "artifacts/eval").iterdir()) == [f"step_{step:08d}" for step in steps]
+    for step, metrics in steps.items():
+        with (run / f"artifacts/eval/step_{step:08d}/per_class.csv").open(newline="") as file:
+            table = list(csv.DictReader(file))
+        assert sum(int(row["images"]) for row in table) == metrics["eval/images"] == 359
+        assert sum(int(row["right"]) for row in table) / 359 == metrics["eval/top1"]
+    draw_due(run)
+    drawn = {path: path.stat().st_mtime_ns for path in (run / "artifacts").rglob("*") if path.suffix in (".png", ".svg")}
+    pictures = ("filters", "pos_embed", "attention_distance", "attention_rollout")
+    expected = {f"figures/{newest(workplace, run.name).name}/{name}.{kind}" for name in pictures for kind in ("png", "svg")}
+    expected |= {
+        f"eval/step_{step:08d}/{name}" for step in steps for name in ("confusion.png", "confusion.svg", "predictions.png")
+    }
+    assert expected <= {str(path.relative_to(run / "artifacts")) for path in drawn}
+    draw_due(run)
+    assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
+    assert not list(run.glob(".figures*"))
+
+
+def test_pictures_of_runs_are_the_same_from_their_directories_and_from_mlflow(workplace: Path, tmp_path: Path) -> None:
+    names = ("digits-pretrain", "digits-finetune")
+    stored = [f"runs:/{run_id(workplace, name)}" for name in names]
+    succeed("figures", "--runs", *stored, "--out", str(tmp_path / "mlflow"), cwd=workplace)
+    list(draw_runs([str(workplace / "runs" / name) for name in names], "", tmp_path / "directories"))
+    for name in ("curves.png", "curves.svg", "compute.png", "compute.svg"):
+        assert (tmp_path / "directories" / name).read_bytes() == (tmp_path / "mlflow" / name).read_bytes()
+    runs = [of_directory(workplace / "runs" / name) for name in names]
+    forward = 4 * ((4 * 64**2 + 2 * 64 * 256) * 17 + 2 * 17**2 * 64) + 16 * 192 * 64 + 640  # blocks, patches, head
+    exaflops = (6 * forward - 2 * 16 * 192 * 64) * 128 * 22 / 1e18  # 22 steps of 128 images, both runs' pretraining
+    assert [pretraining_exaflops(run, runs) for run in runs] == pytest.approx([exaflops] * 2)
 
 
 def test_predict_says_what_the_model_says(workplace: Path, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 # The only files that may import these.
 DOORS = {
     "deepspeed": {"vitscale/engine.py"},
-    "mlflow": {"vitscale/tracking.py", "vitscale/publish.py"},
+    "mlflow": {"vitscale/tracking.py", "vitscale/delivery.py", "vitscale/artifacts.py", "vitscale/serving.py"},
     "webdataset": {"data_pipeline/build.py", "data_pipeline/bench.py"},
     "fsspec": {"data_pipeline/remote.py"},
     "yaml": {"vitscale/recipe.py"},
+    "matplotlib": {f"vitscale/figures/{name}.py" for name in ("drawing", "model", "runs")},
     "accelerate": {"launcher/launch.py"},
     "launcher": {"vitscale/cli.py", "vitscale/demo.py"},
 }
@@ -38,7 +39,10 @@ WITHOUT_TORCH = [
             "source",
             "rundir",
             "tracking",
+            "delivery",
+            "courier",
             "publish",
+            "pull",
             "orphan",
             "stopsignal",
             "failure",

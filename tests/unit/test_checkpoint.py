@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from vitscale.checkpoint import complete, find, latest, prune
+from vitscale.checkpoint import find, latest
 from vitscale.config import CheckpointConfig, RunConfig
 from vitscale.errors import CheckpointError
+from vitscale.retention import complete, prune
 from vitscale.state import TrainState
 from vitscale.sums import write_sums
 

@@ -1,5 +1,6 @@
 """Recipes: strict scalars, `extends`, overrides, messages that say where, and the way back to YAML."""
 
+import json
 import re
 
 import pytest
@@ -295,8 +296,8 @@ AWKWARD = [
 
 @pytest.mark.parametrize("word", AWKWARD)
 def test_strings_that_look_like_other_things_survive_dump_and_load(config, write_recipe, word):
-    cfg = config().model_copy(update={"publish": PublishConfig(name=word, alias="a")})
-    assert recipe.load(write_recipe(recipe.dump(cfg))).publish.name == word
+    cfg = config().model_copy(update={"publish": PublishConfig(name="a", alias="b", licence=word)})
+    assert recipe.load(write_recipe(recipe.dump(cfg))).publish.licence == word
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
@@ -304,10 +305,19 @@ def test_strings_that_look_like_other_things_survive_dump_and_load(config, write
 def test_dump_and_load_give_the_same_config(config, write_recipe, word, lr, seed, crop):
     before = config("train.total.samples=3", "init.from=x", f"seed={seed}")
     changes = {"optim": before.optim.model_copy(update={"lr": lr}), "data": before.data.model_copy(update={"eval_crop": crop})}
-    before = before.model_copy(update={**changes, "publish": PublishConfig(name=word, alias=word)})
+    before = before.model_copy(update={**changes, "publish": PublishConfig(name="a", alias="b", licence=word)})
     assert recipe.load(write_recipe(recipe.dump(before))) == before
 
 
 def test_an_alias_inside_its_own_anchor_is_refused(write_recipe):
     with pytest.raises(RecipeError, match=r"an alias \(\*\) in it refers to what it stands in"):
         recipe.load(write_recipe("name: &a [*a]\n"))
+
+
+@pytest.mark.parametrize(
+    "key, value", [("name", "a/b"), ("name", "a:b"), ("alias", "latest"), ("alias", "v1"), ("alias", "a.b")]
+)
+def test_names_that_mlflow_refuses_are_refused_before_training(write_recipe, key, value):
+    published = {"name": "net", "alias": "best", key: value}
+    with pytest.raises(RecipeError, match=rf"publish\.{key}: .*'{value}' is no "):
+        recipe.load(write_recipe(text(publish=f"publish: {json.dumps(published)}")))

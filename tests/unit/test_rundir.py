@@ -242,7 +242,19 @@ def test_status_is_kept_and_added_to(config):
     run.write_status("failed", error="why")
     assert run.status["error"] == "why"
     run.write_status("running")
-    assert run.status == {"state": "running", "step": 3, "model": None}
+    assert run.status == {"state": "running", "step": 3, "model": None, "ended": "why"}
+
+
+def test_the_next_start_knows_how_the_one_before_ended(config):
+    run = started(config)
+    ends = []
+    for end in ("stopped", "finished", "running", "starting"):  # the last two were killed
+        for state in ("starting", "running", end)[: 1 if end == "starting" else 3]:
+            run.write_status(state)
+        run.write_status("starting")
+        run.write_status("running")
+        ends.append(run.status["ended"])
+    assert ends == ["stopped", "finished", "killed", "killed"]
 
 
 def test_a_reader_sees_the_old_or_the_new_text_never_a_part(tmp_path):

@@ -1,0 +1,34 @@
+"""An evaluation's files in a run directory, also where they cannot be written."""
+
+import torch
+from einops import repeat
+
+from data_pipeline.loader import Batch
+from data_pipeline.order import Slots
+from vitscale.loop import scores, write_tallies
+from vitscale.modelinfo import ModelInfo
+from vitscale.rundir import RunDir
+from vitscale.tally import Tally
+
+
+def test_without_room_for_files_there_is_a_warning_and_the_scores_stay(config, capsys):
+    cfg = config()
+    run = RunDir(cfg)
+    run.path.mkdir(parents=True)
+    run.model_info.write_text(ModelInfo.of(cfg.model, cfg.data, ["cat", "dog", "owl"]).dump())
+    labels, none = torch.arange(3), torch.zeros(3)
+    images = repeat(labels.to(torch.uint8), "b -> b 8 8 3")
+    tally = Tally(3, torch.device("cpu"))
+    tally.add(
+        Batch(images, labels, none, none, none, none, none, torch.ones(3), Slots(labels.numpy(), labels.numpy())), torch.eye(3)
+    )
+    run.artifacts.write_text("a file where a folder should be")
+    write_tallies({"eval": tally, "eval_ema": tally}, run, 7)
+    assert capsys.readouterr().out.startswith(f"warning: {run.artifacts}: accuracy by class cannot be written (")
+    assert scores({"eval": tally})["eval/top1"] == 1
+    run.artifacts.unlink()
+    write_tallies({"eval": tally, "eval_ema": tally}, run, 7)
+    found = {str(path.relative_to(run.artifacts)) for path in run.artifacts.rglob("*.csv")}
+    names = ("per_class.csv", "confusion.csv")
+    assert found == {f"{prefix}/step_00000007/{name}" for prefix in ("eval", "eval_ema") for name in names}
+    assert (run.artifacts / "eval/step_00000007/per_class.csv").read_text().splitlines()[2] == "dog,1,1,1.0"

@@ -1,0 +1,96 @@
+"""A published model as MLflow serves it: images in, likeliest classes out. The code is this package's, nothing is pickled."""
+
+import base64
+import binascii
+import io
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data_pipeline import storage
+from vitscale.errors import ModelError
+
+TOP = 5
+MAX_PATH = 4096
+
+
+class Classifier:
+    """What `mlflow.pyfunc.load_model` wraps."""
+
+    def __init__(self, folder: str) -> None:
+        from vitscale.pretrained import load_pretrained
+
+        self._loaded = load_pretrained(folder)
+
+    def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
+        """A pandas frame with `image` (bytes, base64, URL, path) to one with `classes` and `probabilities`, likeliest first."""
+        guesses = self._loaded.predict(
+            [open_image(value) for value in frame["image"].explode()], (params or {}).get("top", TOP)
+        )
+        names = [[guess.name for guess in row] for row in guesses]
+        return type(frame)({"classes": names, "probabilities": [[guess.probability for guess in row] for row in guesses]})
+
+
+def _load_pyfunc(path: str) -> Classifier:
+    """Called by MLflow."""
+    return Classifier(path)
+
+
+def open_image(value: bytes | str) -> Image.Image:
+    """An image from its bytes, their base64 (also as a data: URL), a URL or a path."""
+    try:
+        image = Image.open(io.BytesIO(_bytes_of(value)))
+        image.load()
+    except ModelError:
+        raise
+    except Exception as error:  # for broken bytes Pillow also raises SyntaxError, DecompressionBombError, ...
+        raise ModelError(f"image {value[:60]!r}: not a readable image ({error})") from None
+    return image
+
+
+def _bytes_of(value: bytes | str) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if value.startswith("data:"):
+        return base64.b64decode(value.partition(",")[2])
+    if "://" in value[:10] or (len(value) < MAX_PATH and Path(value).is_file()):
+        return storage.read_all(value)
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error:
+        raise ModelError(f"image {value[:60]!r}: no such file, and not base64; give bytes in base64, a URL or a path") from None
+
+
+def write_flavour(folder: Path, image_size: int) -> None:
+    """Write the files from which MLflow knows how to load and call a model; they are the same each time."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    outputs = Schema([ColSpec(Array(DataType.string), "classes"), ColSpec(Array(DataType.double), "probabilities")])
+    top = ParamSchema([ParamSpec("top", DataType.long, TOP)])
+    example = {"columns": ["image"], "data": [[_example(image_size)]]}
+    loader = {"loader_module": "vitscale.serving", "python_version": platform.python_version()}
+    model = {
+        "flavors": {"python_function": loader},
+        "mlflow_version": version("mlflow"),
+        "signature": ModelSignature(Schema([ColSpec(AnyType(), "image")]), outputs, top).to_dict(),
+        "saved_input_example_info": {
+            "artifact_path": "input_example.json",
+            "type": "dataframe",
+            "pandas_orient": "split",
+        },
+    }
+    (folder / "MLmodel").write_text(json.dumps(model, indent=1) + "\n")  # YAML holds JSON
+    (folder / "input_example.json").write_text(json.dumps(example) + "\n")
+    (folder / "requirements.txt").write_text(f"vitscale=={version('vitscale')}\nmlflow=={version('mlflow')}\n")
+
+
+def _example(image_size: int) -> str:
+    """A picture to try it with, in base64."""
+    file = io.BytesIO()
+    Image.radial_gradient("L").convert("RGB").resize((image_size, image_size)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
