@@ -5,6 +5,7 @@ keeps the time of its line, tags and files are replaced, parameters and inputs a
 """
 
 import dataclasses
+import getpass
 import json
 import os
 import uuid
@@ -113,7 +114,8 @@ class Delivery:
         if not run_id or not _is_known(client, run_id):
             experiment = experiment_id(client, self._cfg.tracking.experiment, self.uri)
             made = client.search_runs([experiment], f"tags.`{DIRECTORY_TAG}` = '{self._mark.directory}'")
-            tags = {DIRECTORY_TAG: self._mark.directory}
+            made_by = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "vitscale.train", "mlflow.source.type": "JOB"}
+            tags = {DIRECTORY_TAG: self._mark.directory, **made_by}
             run_id = (made[0] if made else client.create_run(experiment, run_name=self._cfg.name, tags=tags)).info.run_id
             fault.at("tracking.created")
             replace_text(note, run_id)

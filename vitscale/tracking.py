@@ -13,6 +13,7 @@ from data_pipeline.remote import shown
 from vitscale.config import TrackingConfig
 from vitscale.errors import TrackingError
 
+PAGE = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page for training, not for language models
 REASONS = {  # MLflow's error code -> what to do
     "UNAUTHENTICATED": "the server wants a user name and password, or not these; set MLFLOW_TRACKING_USERNAME and "
     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
@@ -85,7 +86,7 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
     # A database has no place of its own for files: give it an absolute one, so that `pull` works from any directory.
     store = sqlite_path(uri)
     files = (store.parent / "mlartifacts").absolute().as_uri() if store else None
-    return client.create_experiment(name, artifact_location=files)
+    return client.create_experiment(name, artifact_location=files, tags=PAGE)
 
 
 def reason(error: Exception) -> str:

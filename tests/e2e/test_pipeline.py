@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from vitscale import load_pretrained
 from vitscale.figures.due import draw_due
 from vitscale.figures.runs import draw_runs, of_directory, pretraining_exaflops
+from vitscale.history import read_log
 from vitscale.sums import verify
-from vitscale.tracking import read_log
 
 SHORT = ["train.total.epochs=2", "eval.every.epochs=1", "checkpoint.every.epochs=1", "optim.schedule.warmup.steps=5"]
 SHORT += ["tracking.figures_every.epochs=1"]
