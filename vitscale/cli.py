@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from vitscale.arguments import Commands, add, count
+from vitscale.cli_cluster import add_cluster_commands
 from vitscale.cli_data import add_data_commands
 
 RECIPE_HELP = "recipe file, or the name of one that ships with vitscale (recipes/demo/pretrain.yaml)"
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_run_commands(commands)
+    add_cluster_commands(commands, RECIPE_HELP, OVERRIDES_HELP)
     add_model_commands(commands)
     data = commands.add_parser(
         "data",

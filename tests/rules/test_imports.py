@@ -20,14 +20,26 @@ DOORS = {
     "fsspec": {"data_pipeline/remote.py"},
     "yaml": {"vitscale/recipe.py"},
     "accelerate": {"launcher/launch.py"},
-    "launcher": {"vitscale/cli.py", "vitscale/demo.py"},
+    "launcher": {f"vitscale/{name}.py" for name in ("cli", "cli_cluster", "demo", "plan", "doctor")},
 }
 FOR_LAUNCHER = {"launcher", "vitscale.config", "vitscale.recipe", "vitscale.errors", "vitscale.duration", "vitscale.orphan"}
 WITHOUT_TORCH = [
     "vitscale",
     *(
         f"vitscale.{name}"
-        for name in ("config", "recipe", "cli", "preflight", "show", "source", "rundir", "tracking", "publish", "orphan")
+        for name in (
+            "config",
+            "recipe",
+            "cli",
+            "preflight",
+            "show",
+            "source",
+            "rundir",
+            "tracking",
+            "publish",
+            "orphan",
+            "devices",
+        )
     ),
     *("vitscale.model.config", "vitscale.model.zoo", "vitscale.model.flops"),
     *("launcher", "launcher.command", "launcher.local", "launcher.launch"),

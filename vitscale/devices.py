@@ -1,0 +1,19 @@
+"""What GPUs can do, by NVIDIA's data sheets. Imports no torch."""
+
+from typing import NamedTuple
+
+
+class Device(NamedTuple):
+    """One GPU."""
+
+    tflops: float  # dense bf16 peak
+    memory_gib: float  # what torch finds
+    memory_tbyte_s: float  # bandwidth of its memory
+
+
+DEVICES = {
+    "h200": Device(989.0, 139.8, 4.8),
+    "h100": Device(989.0, 79.1, 3.35),
+    "a100": Device(312.0, 79.1, 2.04),
+    "a100-40g": Device(312.0, 39.4, 1.56),
+}
