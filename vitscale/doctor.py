@@ -222,7 +222,7 @@ def check_mlflow(uri: str) -> Finding:
             client.delete_experiment(tracking.experiment_id(client, f"doctor-{uuid.uuid4().hex}", uri))
             said.append("")
         except Exception as error:  # whatever MLflow raises
-            said.append(" ".join(str(error).split())[:200])
+            said.append(" ".join(str(error).split()))
 
     begin = time.monotonic()
     (thread := threading.Thread(target=attempt, daemon=True)).start()

@@ -1,6 +1,7 @@
 """Memory of one process on its device, counted without one: states and buffers by arithmetic on what the engine keeps,
 activations by sending images through a model of shapes alone."""
 
+import functools
 import math
 import weakref
 from typing import Any, NamedTuple
@@ -45,8 +46,14 @@ class Activations(NamedTuple):
         return round(self.fixed + self.per_image * images)
 
 
+@functools.cache  # building takes a second
+def sizes(model: ModelConfig) -> list[int]:
+    """Of every parameter."""
+    return [shape.numel() for shape in parameter_shapes(model).values()]
+
+
 def num_parameters(model: ModelConfig) -> int:
-    return sum(shape.numel() for shape in parameter_shapes(model).values())
+    return sum(sizes(model))
 
 
 def kept_bytes(optim: OptimConfig) -> int:

@@ -9,8 +9,7 @@ from vitscale import show
 from vitscale.config import RunConfig, micro_batch, per_rank_batch
 from vitscale.devices import DEVICES, Device
 from vitscale.errors import RecipeError
-from vitscale.memory import MAX_LIVE_ELEMENTS, Activations, Memory, activations, kept_bytes, memory, num_parameters
-from vitscale.model.build import parameter_shapes
+from vitscale.memory import MAX_LIVE_ELEMENTS, Activations, Memory, activations, kept_bytes, memory, num_parameters, sizes
 from vitscale.model.config import ViTConfig
 from vitscale.model.flops import encoder_macs, forward_macs, train_flops
 from vitscale.optim import DTYPES
@@ -126,7 +125,7 @@ def layout(cfg: RunConfig, cluster: Cluster, stage: int, micro: int, held: Activ
         compute_s(cfg, cluster, device),
         sent / (link * 1e9 * LINK_SHARE) if device else None,
         2 * stepped / (device.memory_tbyte_s * 1e12) if device else None,
-        HOST_S[stage] * len(parameter_shapes(cfg.model)) * accum,
+        HOST_S[stage] * len(sizes(cfg.model)) * accum,
     )
 
 

@@ -4,9 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import memories
 import numpy as np
 import pytest
-import memories
 from launching import Tiny, launch, make_tiny
 
 from vitscale import memory, plan, recipe

@@ -18,7 +18,7 @@ from vitscale.model.vit import ViT
 from vitscale.modelinfo import ModelInfo
 from vitscale.sums import write_sums
 
-COMMANDS = ["train", "show", "sync", "demo", "eval", "predict", "pull", "publish", "import", "export", "data"]
+COMMANDS = ["train", "show", "sync", "demo", "plan", "doctor", "eval", "predict", "pull", "publish", "import", "export", "data"]
 DATA_COMMANDS = ["build", "index", "verify", "peek", "stats", "leaks", "order", "simulate", "bench"]
 
 
