@@ -25,11 +25,13 @@ def add_cluster_commands(commands: Commands, recipe_help: str, overrides_help: s
 
 def run_plan(args: argparse.Namespace) -> int:
     """Memory, time and cost of a recipe on a cluster, for every ZeRO stage, worked out without either."""
-    from launcher import cluster
+    from launcher import cluster as clusters
     from vitscale import plan, recipe
 
-    found = plan.plan(recipe.load(args.recipe, args.overrides), cluster.load(args.cluster))
+    cfg, cluster = recipe.load(args.recipe, args.overrides), clusters.load(args.cluster)
+    found = plan.plan(cfg, cluster)
     print(json.dumps(found, indent=1) if args.json else "\n".join(plan.lines(found)))
+    plan.check_memory(cfg, cluster)  # here, where the table beside it shows the way out
     return 0
 
 

@@ -69,8 +69,9 @@ def memory(cfg: RunConfig, stage: int, ranks: int, micro: int, accum: int, activ
     whole, part, kept, mixed = float(element * count), element * own, kept_bytes(cfg.optim) * own, element < 4
     held = activations.of(micro)
     draining = max(held + bucket, held * (1 - bucket / whole) + 2 * bucket)  # gradients are sent while activations go
-    # Gradients that wait: for the next micro-step, or under activations that checkpointing keeps equally large.
-    waiting = accum > 1 or (cfg.hardware.activation_checkpointing > 0 and stage < 2)
+    # Gradients that are there at the fullest moment: all that wait for the next micro-step, else few; of checkpointed blocks
+    # about half, for the activations of the block at work, which are most of them, stay as many.
+    waiting = 1.0 if accum > 1 else 0.5 if cfg.hardware.activation_checkpointing and stage < 2 else 0.0
     update = max(2 * part + 4 * own, COMPOSED_BYTES * own if is_composed(cfg.optim) else 0)
     if stage == 0:
         states, training = kept + whole * mixed, held + whole * waiting
@@ -92,6 +93,7 @@ def is_composed(optim: OptimConfig) -> bool:
     return hasattr(build_optimizer(torch.nn.Linear(1, 1), optim), "rule")
 
 
+@functools.cache
 def activations(cfg: RunConfig) -> Activations:
     """Forward and backward of a few images through the real model; takes seconds, and no memory."""
     low, high = (trace(cfg, images) for images in TRACED)

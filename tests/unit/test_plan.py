@@ -106,3 +106,12 @@ def test_without_a_gpu_there_is_memory_and_no_time(vitscale_here, write_recipe):
     done = vitscale_here("plan", "recipe.yaml", "--cluster", "clusters/cpu.yaml")
     assert "no recommendation: the cluster file names no gpu" in done.stdout
     assert "unknown steps (state data.train.samples)" in done.stdout and "GPU-hours" not in done.stdout
+
+
+def test_a_recipe_that_cannot_fit_is_an_error_below_its_table(vitscale_here, write_recipe):
+    write_recipe()
+    settings = (*VIT, "train.global_batch=4_194_304", "data.train.samples=4_194_304")
+    done = vitscale_here("plan", "recipe.yaml", "--cluster", "clusters/h100-ethernet.yaml", *settings)
+    assert done.returncode == 1
+    assert "recommended: use " in done.stdout
+    assert done.stderr.startswith("error: hardware.micro_batch: 262144 images at a time need ")
