@@ -2,8 +2,12 @@
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from vitscale.arguments import Commands, add
+
+if TYPE_CHECKING:
+    from vitscale.finding import Finding
 
 CLUSTER_HELP = "cluster file, or the name of one that ships with vitscale (recipes/clusters/h200-infiniband.yaml)"
 
@@ -37,15 +41,20 @@ def run_plan(args: argparse.Namespace) -> int:
 
 def run_doctor(args: argparse.Namespace) -> int:
     """What could keep a run from working on this machine, with what to do about it; exit status 1 where something fails."""
+    from vitscale.finding import check_origin
+
+    if told(check_origin()) == "fail":  # what follows imports all of our packages
+        return 1
     from launcher import cluster
     from vitscale import doctor, recipe
 
     cfg = recipe.load(args.recipe, args.overrides) if args.recipe else None
-    findings = []
-    for finding in doctor.examine(cfg, cluster.load(args.cluster) if args.cluster else None):
-        findings.append(finding)
-        print(
-            f"{finding.status}  {finding.name:<14}{finding.found}" + (f"\n      -> {finding.fix}" if finding.fix else ""),
-            flush=True,
-        )
-    return int(any(finding.status == "fail" for finding in findings))
+    findings = doctor.examine(cfg, cluster.load(args.cluster) if args.cluster else None)
+    return int("fail" in [told(finding) for finding in findings])
+
+
+def told(finding: "Finding") -> str:
+    """Print it as soon as it is there; returns its status."""
+    fix = f"\n      -> {finding.fix}" if finding.fix else ""
+    print(f"{finding.status}  {finding.name:<14}{finding.found}{fix}", flush=True)
+    return finding.status

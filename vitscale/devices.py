@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+USABLE = 0.92  # of a GPU's memory; the rest is for CUDA, NCCL, and holes between blocks
+
 
 class Device(NamedTuple):
     """One GPU."""
@@ -9,6 +11,10 @@ class Device(NamedTuple):
     tflops: float  # dense bf16 peak
     memory_gib: float  # what torch finds
     memory_tbyte_s: float  # bandwidth of its memory
+
+    @property
+    def usable_bytes(self) -> float:
+        return USABLE * self.memory_gib * 2**30
 
 
 DEVICES = {

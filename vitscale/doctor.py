@@ -1,7 +1,6 @@
 """`vitscale doctor`: what could keep a run from working here, each finding with what to do about it."""
 
 import importlib.metadata as metadata
-import importlib.util
 import os
 import resource
 import shutil
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -27,12 +25,11 @@ from data_pipeline.config import SourceConfig
 from launcher.cluster import Cluster
 from vitscale import preflight, tracking
 from vitscale.config import HardwareConfig, RunConfig
-from vitscale.errors import USER_ERRORS
+from vitscale.finding import Finding, grade
 
 KNOWN_BAD = {  # versions whose fault is known, whatever pyproject.toml allows
     "deepspeed": {">=0.17.6,<=0.18.2": "gradients at ZeRO-2 are wrong (DeepSpeed #7718)", ">=0.18.5,<=0.18.6": "slow (#7886)"},
 }
-PACKAGES = ("vitscale", "data_pipeline", "launcher")
 LIMITS: dict[str, tuple[int, Callable[[int], bool], str]] = {
     "open files": (resource.RLIMIT_NOFILE, lambda soft: soft >= 4096, "ulimit -n 65536"),
     "locked memory": (resource.RLIMIT_MEMLOCK, lambda soft: soft < 0, "ulimit -l unlimited, where there is InfiniBand"),
@@ -43,29 +40,13 @@ MLFLOW_WITHIN_S, SLURM_WITHIN_S = 30.0, 20.0
 SKEW_S = 5.0  # owners of run directories give signs of life every 10 s
 GIB = 2**30
 
-Status = Literal["pass", "warn", "fail"]
-
-
-class Finding(NamedTuple):
-    """What a check found, and how to mend it."""
-
-    name: str
-    status: Status
-    found: str
-    fix: str = ""
-
-
-def grade(name: str, found: str, fix: str, bad: bool, worst: Status = "fail") -> Finding:
-    """Passed, or `worst` and how to mend it."""
-    return Finding(name, worst, found, fix) if bad else Finding(name, "pass", found)
-
 
 def examine(cfg: RunConfig | None, cluster: Cluster | None) -> Iterator[Finding]:
     """All checks that apply, one after another. A check that breaks is a finding too."""
     runs = Path(cfg.runs if cfg else "runs").expanduser().absolute()
     uri = tracking.tracking_uri(cfg.tracking if cfg else None, runs)
     hardware = cfg.hardware if cfg else HardwareConfig()
-    checks: list[Callable[[], Finding]] = [check_packages, check_origin]
+    checks: list[Callable[[], Finding]] = [check_packages]
     checks += [partial(check, hardware) for check in (check_gpus, check_compiler, check_matmul)]
     checks += [check_all_reduce, check_shared_memory, *(partial(check_limit, name) for name in LIMITS)]
     checks += [partial(check, runs) for check in (check_room, check_file_clock)]
@@ -80,9 +61,9 @@ def examine(cfg: RunConfig | None, cluster: Cluster | None) -> Iterator[Finding]
 def guarded(check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except (*USER_ERRORS, OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except Exception as error:  # also of torch, urllib and subprocess
         name = getattr(check, "func", check).__name__.removeprefix("check_").replace("_", " ")
-        return Finding(name, "fail", " ".join(str(error).split()), "the message says what is wrong")
+        return Finding(name, "fail", " ".join(str(error).split()), "the message says what to do, or what is broken")
 
 
 def check_packages() -> Finding:
@@ -106,15 +87,6 @@ def package_problem(required: Requirement) -> str | None:
     if not bad and version in required.specifier:
         return None
     return f"{required.name} {version}: {bad[0] if bad else f'{required} is needed'}"
-
-
-def check_origin() -> Finding:
-    """One of our names is also that of an unrelated package."""
-    specs = {name: importlib.util.find_spec(name) for name in PACKAGES}
-    places = {name: Path(spec.origin).parent.parent if spec and spec.origin else None for name, spec in specs.items()}
-    found = "; ".join(f"{', '.join(n for n in PACKAGES if places[n] == place)} from {place}" for place in set(places.values()))
-    fix = "pip uninstall the package that stands before ours on sys.path, or leave its folder out of PYTHONPATH"
-    return grade("origin", found, fix, len(set(places.values())) > 1 or None in places.values())
 
 
 def check_gpus(hardware: HardwareConfig) -> Finding:
@@ -147,13 +119,11 @@ def check_matmul(hardware: HardwareConfig) -> Finding:
     from vitscale.world import choose_device
 
     device = torch.device(choose_device(hardware))
-    measured = meter.measure_flops(device, DTYPES[hardware.precision])
-    name = torch.cuda.get_device_name(0) if device.type == "cuda" else ""
-    stated = meter.peak_flops(name, hardware.peak_tflops, 1)
-    found = f"{measured / 1e12:.3g} TFLOP/s in {hardware.precision}" + (f" of {stated / 1e12:.0f}" if stated else "")
-    return grade(
-        "matmul", found, "look for heat, power limits and other jobs in `nvidia-smi -q`", measured < 0.6 * (stated or 0), "warn"
-    )
+    measured = meter.measure_flops(device, DTYPES[hardware.precision]) / 1e12
+    name = torch.cuda.get_device_name(0) if device.type == "cuda" and hardware.precision == "bf16" else ""
+    stated = (meter.peak_flops(name, hardware.peak_tflops, 1) or 0) / 1e12
+    found = f"{measured:.3g} TFLOP/s in {hardware.precision}" + (f" of {stated:.0f}" if stated else "")
+    return grade("matmul", found, "look for heat, limits and others in `nvidia-smi -q`", measured < 0.6 * stated, "warn")
 
 
 def check_all_reduce() -> Finding:
@@ -235,13 +205,9 @@ def check_mlflow(uri: str) -> Finding:
 
 def check_shards(source: SourceConfig, cfg: RunConfig) -> Finding:
     """They are all there; the first are read, which a page cache can make faster than the disk."""
-    fix = f"build or copy what is missing; `vitscale data verify {source.manifest}` reads everything"
-    try:
-        manifest, begin = preflight.check_source(source, "data", cfg), time.monotonic()
-        ends = [min(PIECE, int(size)) for size in manifest.bytes[:SHARDS_READ]]
-        size = sum(len(storage.read(manifest.shard(number), 0, end)) for number, end in enumerate(ends))
-    except (*USER_ERRORS, OSError) as error:
-        return Finding("shards", "fail", str(error), fix)
+    manifest, begin = preflight.check_source(source, "data", cfg), time.monotonic()
+    ends = [min(PIECE, int(size)) for size in manifest.bytes[:SHARDS_READ]]
+    size = sum(len(storage.read(manifest.shard(number), 0, end)) for number, end in enumerate(ends))
     rate = size / 1e6 / max(time.monotonic() - begin, 1e-6)
     return Finding("shards", "pass", f"{source.manifest}: {manifest.num_samples:,} images, {rate:,.0f} MB/s")
 

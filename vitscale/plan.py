@@ -1,13 +1,13 @@
 """What a recipe would cost on a cluster, worked out without a GPU and without data; and the layout to take."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from launcher import cluster as clusters
 from launcher.cluster import Cluster
 from vitscale import show
 from vitscale.config import RunConfig, micro_batch, per_rank_batch
-from vitscale.devices import DEVICES, Device
+from vitscale.devices import DEVICES, USABLE, Device
 from vitscale.errors import RecipeError
 from vitscale.memory import MAX_LIVE_ELEMENTS, Activations, Memory, activations, kept_bytes, memory, num_parameters, sizes
 from vitscale.model.config import ViTConfig
@@ -16,7 +16,6 @@ from vitscale.optim import DTYPES
 
 MFU = 0.38  # of the stated peak: the best published training of a ViT on Hopper that was found
 LINK_SHARE = 0.8  # of a link's rate that collectives reach
-USABLE = 0.92  # of a GPU's memory; the rest is for CUDA, NCCL, and holes between blocks
 IMAGES_PER_CORE_S = 650  # of our loader, photos of 500 x 375 pixels to 224 (docs/benchmarks.md)
 # Of the host per tensor of weights and micro-step, by stage: measured on one busy CPU core (docs/benchmarks.md).
 HOST_S = (0.14e-3, 0.22e-3, 0.23e-3, 0.58e-3)
@@ -67,7 +66,7 @@ def check_memory(cfg: RunConfig, cluster: Cluster) -> None:
         raise RecipeError(
             f"hardware.micro_batch: {found.micro_batch} images at a time need {found.memory.total / 2**30:.1f} GiB per GPU at "
             f"hardware.zero_stage {stage}, of the {device.memory_gib} GiB of an {cluster.gpu} "
-            f"{usable_bytes(device) / 2**30:.1f} are usable; {way_out} hardware.activation_checkpointing=1, or more GPUs and a "
+            f"{device.usable_bytes / 2**30:.1f} are usable; {way_out} hardware.activation_checkpointing=1, or more GPUs and a "
             "higher hardware.zero_stage (`vitscale plan` shows them all)"
         )
 
@@ -114,19 +113,12 @@ def layout(cfg: RunConfig, cluster: Cluster, stage: int, micro: int, held: Activ
     sent = sum(ring_bytes(*collective, ranks) for collective in collectives(cfg, stage, accum))
     link = min(cluster.intra_gbyte_s, cluster.network_gbit_s / 8) if cluster.nodes > 1 else cluster.intra_gbyte_s
     stepped = num_parameters(cfg.model) / (ranks if stage else 1) * kept_bytes(cfg.optim)
-    return Layout(
-        stage,
-        micro,
-        accum,
-        need,
-        None if device is None else need.total <= usable_bytes(device),
-        None,
-        round(sent),
-        compute_s(cfg, cluster, device),
-        sent / (link * 1e9 * LINK_SHARE) if device else None,
-        2 * stepped / (device.memory_tbyte_s * 1e12) if device else None,
-        HOST_S[stage] * len(sizes(cfg.model)) * accum,
-    )
+    fits = need.total <= device.usable_bytes if device else None
+    network_s = sent / (link * 1e9 * LINK_SHARE) if device else None
+    update_s = 2 * stepped / (device.memory_tbyte_s * 1e12) if device else None
+    host_s = HOST_S[stage] * len(sizes(cfg.model)) * accum
+    times = compute_s(cfg, cluster, device), network_s, update_s, host_s
+    return Layout(stage, micro, accum, need, fits, None, round(sent), *times)
 
 
 def largest_fitting(cfg: RunConfig, cluster: Cluster, stage: int, held: Activations) -> int | None:
@@ -171,10 +163,6 @@ def compute_s(cfg: RunConfig, cluster: Cluster, device: Device | None) -> float 
     return flops * cfg.train.global_batch / (cluster.world_size * peak * 1e12 * MFU)
 
 
-def usable_bytes(device: Device) -> float:
-    return USABLE * device.memory_gib * 2**30
-
-
 def recommend(layouts: Sequence[Layout]) -> Layout | None:
     """The lowest stage that fits and is not clearly slower than another; None = none fits, or no GPU is known."""
     fitting = [found for found in layouts if found.fits]
@@ -186,50 +174,42 @@ def advice(layouts: Sequence[Layout], chosen: Layout | None) -> str:
     """What to set, and what the other stages would cost."""
     if chosen is None:
         return "no recommendation: " + ("nothing fits" if layouts[0].fits is False else "the cluster file names no gpu")
-    settings = f"hardware.zero_stage={chosen.zero_stage} hardware.micro_batch={chosen.micro_batch}"
-    plain, said = layouts[0], [f"use {settings}"]
-    if plain.fits:
-        said.append("plain data parallel fits, so ZeRO is not needed for memory")
-        slower = [
-            found for found in layouts[1:] if found.fits and found.step_s and plain.step_s and found.step_s > plain.step_s
-        ]
-        if slower:
-            of = ", ".join(
-                f"ZeRO-{found.zero_stage} by {(found.step_s or 0) / (plain.step_s or 1) - 1:.1%}" for found in slower
-            )
-            said.append(f"slower than it: {of}")
-    return "; ".join(said)
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """The same for people."""
-    gflops, steps = found["training GFLOPs per image"], found["steps"]
-    total = f"{steps:,} steps" if steps else "unknown steps (state data.train.samples)"
-    text = [
-        f"{found['cluster']}: {found['parameters']:,} parameters, {gflops:,.1f} training GFLOPs per image, {total} of "
-        f"{found['global batch']:,} images",
-        f"{'':6}{'micro-batch':>12}{'largest':>9}  {'states':>8}{'+ activations':>14}{'+ buffers':>10}{'= GiB per GPU':>14}"
-        f"  {'sent MB':>8}  {'compute':>8}{'+ network':>10}{'+ update':>9}{'or host':>9}{'= ms':>8}",
+    plain = layouts[0].step_s if layouts[0].fits else None
+    slower = [
+        f"ZeRO-{n.zero_stage} by {n.step_s / plain - 1:.1%}" for n in layouts[1:] if plain and n.step_s and n.step_s > plain
     ]
-    return text + [_row(entry) for entry in found["layouts"]] + _rest(found)
+    without = "; plain data parallel fits, ZeRO is not needed for memory" if layouts[0].fits else ""
+    than = f"; slower than it: {', '.join(slower)}" if slower else ""
+    return f"use hardware.zero_stage={chosen.zero_stage} hardware.micro_batch={chosen.micro_batch}{without}{than}"
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """The same for people."""
+    total = f"{found['steps']:,} steps" if found["steps"] else "unknown steps (state data.train.samples)"
+    yield (
+        f"{found['cluster']}: {found['parameters']:,} parameters, {found['training GFLOPs per image']:,.1f} training GFLOPs per "
+        f"image, {total} of {found['global batch']:,} images"
+    )
+    yield (
+        f"{'':6}{'micro-batch':>12}{'largest':>9}  {'states':>8}{'+ activations':>14}{'+ buffers':>10}{'= GiB per GPU':>14}"
+        f"  {'sent MB':>8}  {'compute':>8}{'+ network':>10}{'+ update':>9}{'or host':>9}{'= ms':>8}"
+    )
+    yield from map(_row, found["layouts"])
+    yield f"recommended: {found['advice']}"
+    yield f"a checkpoint: {found['checkpoint bytes'] / 1e9:.2f} GB"
+    if rate := found["images per second"]:
+        yield f"{rate:,.0f} images per second; loaders need {found['loader cores per node']:.0f} cores per node"
+    if found["days"]:
+        yield f"{found['days']:.1f} days, {found['GPU-hours']:,.0f} GPU-hours"
+    yield from (f"assumed: {assumption}" for assumption in found["assumptions"])
 
 
 def _row(entry: dict[str, Any]) -> str:
-    sizes = [size / 2**30 for size in entry["memory"].values()]
+    states, held, buffers = (size / 2**30 for size in entry["memory"].values())
     parts = [entry[key] for key in ("compute_s", "network_s", "update_s", "host_s", "step_s")]
     compute, network, update, host, step = (f"{part * 1e3:.1f}" if part is not None else "?" for part in parts)
     largest = "?" if entry["largest_micro_batch"] is None else entry["largest_micro_batch"] or "none"
-    states, held, buffers = sizes
     return (
         f"ZeRO-{entry['zero_stage']}{entry['micro_batch']:>12}{largest:>9}  {states:>8.2f}{held:>14.2f}{buffers:>10.2f}"
-        f"{sum(sizes):>14.2f}  {entry['sent_bytes'] / 1e6:>8,.0f}  {compute:>8}{network:>10}{update:>9}{host:>9}{step:>8}"
+        f"{states + held + buffers:>14.2f}  {entry['sent_bytes'] / 1e6:>8,.0f}  {compute:>8}{network:>10}{update:>9}{host:>9}{step:>8}"
     )
-
-
-def _rest(found: dict[str, Any]) -> list[str]:
-    text = [f"recommended: {found['advice']}", f"a checkpoint: {found['checkpoint bytes'] / 1e9:.2f} GB"]
-    if rate := found["images per second"]:
-        text.append(f"{rate:,.0f} images per second; loaders need {found['loader cores per node']:.0f} cores per node")
-    if found["days"]:
-        text.append(f"{found['days']:.1f} days, {found['GPU-hours']:,.0f} GPU-hours")
-    return text + [f"assumed: {assumption}" for assumption in found["assumptions"]]

@@ -32,9 +32,7 @@ def measure() -> Ring | None:
             if time.monotonic() > deadline:
                 for process in context.processes:
                     process.kill()
-                raise RuntimeError(
-                    f"all-reduce: {procs} processes were not done within {WITHIN_S:.0f} s; look at NCCL_DEBUG=INFO"
-                )
+                raise RuntimeError(f"{procs} processes were not done within {WITHIN_S:.0f} s; look at NCCL_DEBUG=INFO")
         seconds = float((Path(folder) / "seconds").read_text())
     return Ring(procs, backend, 2 * (procs - 1) / procs * ELEMENTS * 4 / seconds / 1e9)
 
