@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from vitscale.arguments import Commands, add, count
+from vitscale.cli_cluster import add_cluster_commands
 from vitscale.cli_data import add_data_commands
 from vitscale.cli_figures import add_figures_command
 
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_run_commands(commands)
+    add_cluster_commands(commands, RECIPE_HELP, OVERRIDES_HELP)
     add_model_commands(commands)
     data = commands.add_parser(
         "data",

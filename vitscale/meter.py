@@ -9,6 +9,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from vitscale.config import RunConfig
+from vitscale.devices import DEVICES
 from vitscale.model.flops import train_flops
 from vitscale.optim import DTYPES
 from vitscale.phases import Phases
@@ -16,8 +17,6 @@ from vitscale.world import World
 
 Item = TypeVar("Item")
 
-# Dense bf16 peak in TFLOP/s (NVIDIA's data sheets), by a part of the device's name.
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 QUANTILES = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
 
 
@@ -90,7 +89,7 @@ class Meter:
 
 def peak_flops(device_name: str, stated_tflops: float | None, devices: int) -> float | None:
     """FLOP/s of all devices together: as stated in the recipe, else from the table, else None."""
-    known = (peak for part, peak in PEAK_TFLOPS.items() if part in device_name)
+    known = (device.tflops for name, device in DEVICES.items() if name.upper() in device_name)
     per_device = stated_tflops or next(known, None)
     return per_device * 1e12 * devices if per_device else None
 

@@ -216,6 +216,9 @@ class Replicated(torch.optim.Optimizer):
         for master, grad in zip(self.masters, grads, strict=True):
             master.grad = grad
         self.inner.step()
+        for weights, master in zip(self.working, self.masters, strict=True):
+            if weights is not master:
+                master.grad = None  # four bytes per parameter that the next step's activations need
         self.spread()
 
     @torch.no_grad()

@@ -4,9 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import memories
 import numpy as np
 import pytest
 from launching import Tiny, launch, make_tiny
+
+from vitscale import memory, plan, recipe
+from vitscale.config import grad_accum, micro_batch
 
 WORKER = Path(__file__).with_name("worker.py")
 LAYOUTS = [f"{stage}-{precision}" for stage in (1, 2, 3) for precision in ("fp32", "bf16")]
@@ -28,7 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, digits_dir: Path) -> Tiny:
 @pytest.fixture(scope="module")
 def found(whole: Tiny) -> dict:
     """What two processes found in all cases; to start them takes longer than any case."""
-    return find("alone,elastic,exact,options,layouts,optimizers,version", 2, whole, "hardware.zero_stage=1")
+    return find("alone,elastic,exact,options,layouts,optimizers,version,memories", 2, whole, "hardware.zero_stage=1")
 
 
 def test_resume_is_bit_exact_at_every_stage_and_precision(found: dict) -> None:
@@ -127,3 +131,20 @@ def test_resume_on_another_layout_goes_on_to_rounding(
 
 def test_an_error_on_one_rank_ends_all(found: dict) -> None:
     assert found["alone"]["ended"] == ["rank 1 failed: ValueError: only here", "own error"]
+
+
+@pytest.mark.parametrize("name", memories.SETTINGS)
+def test_plans_know_the_memory_and_the_traffic_of_every_stage(found: dict, whole: Tiny, name: str) -> None:
+    base = recipe.load(whole.recipe)
+    activations = memory.activations(memories.changed(base, name, 0, 2))
+    for stage, measured in enumerate(found["memories"][name]):
+        cfg = memories.changed(base, name, stage, 2)
+        accum = grad_accum(cfg, 2)
+        planned = memory.memory(cfg, stage, 2, micro_batch(cfg, 2), accum, activations)
+        assert planned.total == pytest.approx(measured["rest"] + measured["peak"], rel=0.1), stage
+        if stage < 3:  # whose rest holds buffers too
+            assert planned.states == pytest.approx(measured["rest"], rel=0.02), stage
+        sent = dict(plan.collectives(cfg, stage, accum))
+        summed = sent.get("all-reduce", 0) + sent.get("reduce-scatter", 0)  # gloo's reduce-scatter is an all-reduce
+        assert measured["sent"]["all_reduce"] == pytest.approx(summed, rel=0.01), stage
+        assert 2 * measured["sent"].get("all_gather", 0) == pytest.approx(sent.get("all-gather", 0), rel=0.01), stage

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import engines
+import memories
 import torch
 from safetensors.torch import load_file
 
@@ -148,7 +149,7 @@ def alone(_cfg: RunConfig, world: World) -> dict:
     return {"ended": world.gather(ended)}
 
 
-CASES = {"exact": exact, "elastic": elastic, "options": options, "alone": alone, **engines.CASES}
+CASES = {"exact": exact, "elastic": elastic, "options": options, "alone": alone, "memories": memories.memories, **engines.CASES}
 
 
 def main(known: dict[str, Callable[[RunConfig, World], dict]]) -> None:

@@ -21,7 +21,7 @@ DOORS = {
     "yaml": {"vitscale/recipe.py"},
     "matplotlib": {f"vitscale/figures/{name}.py" for name in ("drawing", "model", "runs")},
     "accelerate": {"launcher/launch.py"},
-    "launcher": {"vitscale/cli.py", "vitscale/demo.py"},
+    "launcher": {f"vitscale/{name}.py" for name in ("cli", "cli_cluster", "demo", "plan", "doctor")},
 }
 FOR_LAUNCHER = {"launcher", "vitscale", "data_pipeline.config"} | {
     f"vitscale.{name}" for name in ("config", "recipe", "errors", "duration", "orphan", "stopsignal", "failure")
@@ -47,6 +47,7 @@ WITHOUT_TORCH = [
             "stopsignal",
             "failure",
             "cadence",
+            "devices",
         )
     ),
     *("vitscale.model.config", "vitscale.model.zoo", "vitscale.model.flops"),

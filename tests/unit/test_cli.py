@@ -18,7 +18,10 @@ from vitscale.model.vit import ViT
 from vitscale.modelinfo import ModelInfo
 from vitscale.sums import write_sums
 
-COMMANDS = ["train", "show", "sync", "demo", "eval", "predict", "figures", "pull", "publish", "import", "export", "data"]
+COMMANDS = [
+    *("train", "submit", "show", "sync", "demo", "plan", "doctor"),
+    *("eval", "predict", "figures", "pull", "publish", "import", "export", "data"),
+]
 DATA_COMMANDS = ["build", "index", "verify", "peek", "stats", "leaks", "order", "simulate", "bench"]
 
 
