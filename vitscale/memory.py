@@ -93,28 +93,28 @@ def is_composed(optim: OptimConfig) -> bool:
     return hasattr(build_optimizer(torch.nn.Linear(1, 1), optim), "rule")
 
 
-@functools.cache
 def activations(cfg: RunConfig) -> Activations:
     """Forward and backward of a few images through the real model; takes seconds, and no memory."""
-    low, high = (trace(cfg, images) for images in TRACED)
+    low, high = (trace(cfg.model, cfg.hardware, cfg.train.loss, images) for images in TRACED)
     per_image = (high - low) / (TRACED[1] - TRACED[0])
     return Activations(low - TRACED[0] * per_image, per_image)
 
 
-def trace(cfg: RunConfig, images: int) -> int:
+@functools.cache
+def trace(config: ModelConfig, hardware: HardwareConfig, loss: str, images: int) -> int:
     """Most bytes held at a time in a micro-step of so many images. Gradients of parameters are let go at once."""
-    dtype, size = DTYPES[cfg.hardware.precision], cfg.model.image_size
+    dtype, size = DTYPES[hardware.precision], config.image_size
     with torch.device("meta"):
-        model = build(cfg.model).to(dtype)
+        model = build(config).to(dtype)
     with FakeTensorMode(allow_non_fake_inputs=True), Held() as held:
         model.to_empty(device="cpu")  # of meta tensors attention would hold all its weights
-        prepare(model, HardwareConfig(activation_checkpointing=cfg.hardware.activation_checkpointing))
+        prepare(model, HardwareConfig(activation_checkpointing=hardware.activation_checkpointing))
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
         held.forget()
-        targets = torch.empty(images, cfg.model.num_classes)
+        targets = torch.empty(images, config.num_classes)
         logits = model(torch.empty(images, 3, size, size, dtype=dtype))
-        LOSSES[cfg.train.loss](logits, targets).mean().backward()
+        LOSSES[loss](logits, targets).mean().backward()
     return held.peak
 
 

@@ -187,8 +187,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     """The same for people."""
     total = f"{found['steps']:,} steps" if found["steps"] else "unknown steps (state data.train.samples)"
     yield (
-        f"{found['cluster']}: {found['parameters']:,} parameters, {found['training GFLOPs per image']:,.1f} training GFLOPs per "
-        f"image, {total} of {found['global batch']:,} images"
+        f"{found['cluster']}: {found['parameters']:,} parameters, {found['training GFLOPs per image']:,.1f} training GFLOPs "
+        f"per image, {total} of {found['global batch']:,} images"
     )
     yield (
         f"{'':6}{'micro-batch':>12}{'largest':>9}  {'states':>8}{'+ activations':>14}{'+ buffers':>10}{'= GiB per GPU':>14}"
@@ -211,5 +211,6 @@ def _row(entry: dict[str, Any]) -> str:
     largest = "?" if entry["largest_micro_batch"] is None else entry["largest_micro_batch"] or "none"
     return (
         f"ZeRO-{entry['zero_stage']}{entry['micro_batch']:>12}{largest:>9}  {states:>8.2f}{held:>14.2f}{buffers:>10.2f}"
-        f"{states + held + buffers:>14.2f}  {entry['sent_bytes'] / 1e6:>8,.0f}  {compute:>8}{network:>10}{update:>9}{host:>9}{step:>8}"
+        f"{states + held + buffers:>14.2f}  {entry['sent_bytes'] / 1e6:>8,.0f}  "
+        f"{compute:>8}{network:>10}{update:>9}{host:>9}{step:>8}"
     )

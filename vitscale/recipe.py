@@ -38,6 +38,8 @@ def load_as(kind: type[Config], path: str | Path, overrides: Sequence[str] = ())
     file = find(path)
     origins: Origins = {}
     values = _read(file, origins, ())
+    if "about" not in kind.model_fields:
+        values.pop("about", None)
     for override in overrides:
         values = _merge(values, _parse_override(override, origins))
     try:
