@@ -110,7 +110,7 @@ class TrackingConfig(Section):
     """tracking server or database; default MLFLOW_TRACKING_URI, else SQLite under `runs`"""
     experiment: str = "vitscale"
     """MLflow experiment"""
-    tags: dict[str, str] = Field(default_factory=dict)
+    tags: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.: /-]+$")], str] = Field(default_factory=dict)
     """tags of the MLflow run"""
     parent: str | None = None
     """id of the MLflow run that this one is listed under, as the runs of a sweep are"""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from data_pipeline.remote import shown
 from vitscale.config import TrackingConfig
 from vitscale.errors import TrackingError
 
@@ -45,11 +44,14 @@ def connect(uri: str, create: bool = True) -> Any:
     """
     store = sqlite_path(uri)
     if store and not store.exists() and not create:
-        raise TrackingError(f"no MLflow store at {uri}; set MLFLOW_TRACKING_URI, or run where the `runs` folder is")
+        raise TrackingError(
+            f"no MLflow store at {without_secrets(uri)}; set MLFLOW_TRACKING_URI, or run where the `runs` folder is"
+        )
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would print the password in it
     import mlflow
 
     for chatty in ("mlflow", "alembic"):
@@ -101,4 +103,5 @@ def reason(error: Exception) -> str:
 
 def without_secrets(text: str) -> str:
     """Its URLs without user, password and, under http(s), the query, which may sign."""
-    return re.sub(r"\w+://[^\s'\",\]})]+", lambda url: shown(url[0]), text)
+    text = re.sub(r"(\w+://)[^\s/?#]*@", r"\1", text)
+    return re.sub(r"(https?://[^\s?#\"'<>]*)[?#][^\s\"<>]*?(?=[])}',.;:]*([\s\"<>]|$))", r"\1", text)

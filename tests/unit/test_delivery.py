@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from mlflow import MlflowClient
 from vitscale import recipe
 from vitscale.courier import sync
 from vitscale.delivery import Delivery, flatten, left
-from vitscale.errors import TrackingError
+from vitscale.errors import RecipeError, TrackingError
 from vitscale.history import History, append, read_log
 from vitscale.rundir import RunDir, replace_text
 from vitscale.tracking import connect, reason, sqlite_path, sqlite_uri, tracking_uri, without_secrets
@@ -301,3 +302,55 @@ def test_urls_lose_what_is_secret():
 def test_the_reason_of_a_failed_request_is_named(cause, said):
     error = OSError(f"API request to http://h failed with HTTPConnectionPool(host='h'): Max retries (Caused by {cause})")
     assert reason(error).startswith(f"no answer ({said}); start or mend the server")
+
+
+@pytest.mark.parametrize("password", ["pw", "hu,sh", "hu)sh", "hu'sh", "hu}sh", "p@w"])
+def test_no_password_of_a_url_is_shown(password):
+    assert without_secrets(f"at http://me:{password}@host:1/a: no") == "at http://host:1/a: no"
+    assert without_secrets("GET https://host/a?sig=a,b;c failed") == "GET https://host/a failed"
+
+
+def test_a_copied_directory_is_a_run_of_its_own(run, store, tmp_path):
+    log(run, 1)
+    first = deliver(run).info.run_id
+    copied = tmp_path / "copied"
+    shutil.copytree(run.path, copied)
+    assert sync(copied) != first
+    log(run, 2)
+    assert sync(run.path) == first
+    assert [step for step, _, _ in points(store, run)] == [1, 2]
+
+
+def test_a_line_that_a_power_cut_has_damaged_is_passed_over(run, store):
+    log(run, 1)
+    with run.metrics.open("ab") as file:
+        file.write(b"\0" * 40 + b"\n")
+    log(run, 2)
+    deliver(run)
+    assert [step for step, _, _ in points(store, run)] == [1, 2]
+
+
+def test_a_run_that_was_killed_before_its_first_metric_is_synced(run, store):
+    MlflowClient(store).get_run(sync(run.path))
+
+
+def test_pictures_that_cannot_be_drawn_hold_nothing_back(make_run, store, capfd):
+    run = make_run("tracking.figures_every={steps: 1}", "data.train.manifest=/gone/train.json")
+    log(run, 1)
+    (checkpoint := run.checkpoints / "step_00000001").mkdir(parents=True)
+    (checkpoint / "SHA256SUMS").touch()
+    sync(run.path)
+    assert [step for step, _, _ in points(store, run)] == [1]
+    assert "pictures that are due cannot be drawn: /gone/train.json" in capfd.readouterr().out
+
+
+def test_a_trained_run_is_finished_though_its_publishing_failed(run, store):
+    run.write_status("running", trained=False)
+    run.write_status(trained=True)
+    run.write_status("failed", error="publish: no answer")
+    assert MlflowClient(store).get_run(sync(run.path)).info.status == "FINISHED"
+
+
+def test_tags_that_mlflow_would_refuse_are_refused_by_the_recipe(config):
+    with pytest.raises(RecipeError, match=r"tracking\.tags"):
+        config('tracking.tags={"a b%c\'": d}')
