@@ -19,7 +19,7 @@ from vitscale.config import RunConfig
 from vitscale.errors import TrackingError
 from vitscale.history import parse, read_log, whole_lines
 from vitscale.rundir import RunDir, replace_text
-from vitscale.tracking import connect, experiment_id, sqlite_path, tracking_uri, without_secrets
+from vitscale.tracking import check_place, connect, experiment_id, sqlite_path, tracking_uri, without_secrets
 
 Item = TypeVar("Item")
 
@@ -209,12 +209,13 @@ def _is_known(client: Any, run_id: str) -> bool:
     from mlflow.exceptions import MlflowException
 
     try:
-        stage = client.get_run(run_id).info.lifecycle_stage
+        info = client.get_run(run_id).info
     except MlflowException as error:
         if error.get_http_status_code() == 404:  # another store, or an emptied one
             return False
         raise
-    if stage == "deleted":
+    check_place(info.artifact_uri, client.tracking_uri)
+    if info.lifecycle_stage == "deleted":
         raise TrackingError(f"run {run_id} is deleted there; `mlflow runs restore --run-id {run_id}` brings it back")
     return True
 

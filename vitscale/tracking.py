@@ -7,12 +7,13 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlparse
 
 from vitscale.config import TrackingConfig
 from vitscale.errors import TrackingError
 
 PAGE = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page for training, not for language models
+FILES = "mlartifacts"  # beside a SQLite store
 REASONS = {  # MLflow's error code -> what to do
     "UNAUTHENTICATED": "the server wants a user name and password, or not these; set MLFLOW_TRACKING_USERNAME and "
     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
@@ -87,8 +88,18 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
         return found.experiment_id
     # A database has no place of its own for files: give it an absolute one, so that `pull` works from any directory.
     store = sqlite_path(uri)
-    files = (store.parent / "mlartifacts").absolute().as_uri() if store else None
+    files = (store.parent / FILES).absolute().as_uri() if store else None
     return client.create_experiment(name, artifact_location=files, tags=PAGE)
+
+
+def check_place(files_uri: str, uri: str) -> None:
+    """TrackingError where the files of a run are looked for beside a SQLite store that is no longer there."""
+    store, (before, beside, _) = sqlite_path(uri), unquote(urlparse(files_uri).path).partition(f"/{FILES}/")
+    if store and beside and Path(before).resolve() != store.parent.resolve():
+        raise TrackingError(
+            f"{store}: was moved, and MLflow remembers that its files are in {before}; link that to {store.parent}, "
+            "or move it back"
+        )
 
 
 def reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launching import vitscale
 from mlflow import MlflowClient
 
 from vitscale import recipe
@@ -354,3 +355,15 @@ def test_a_trained_run_is_finished_though_its_publishing_failed(run, store):
 def test_tags_that_mlflow_would_refuse_are_refused_by_the_recipe(config):
     with pytest.raises(RecipeError, match=r"tracking\.tags"):
         config('tracking.tags={"a b%c\'": d}')
+
+
+@pytest.mark.slow
+def test_a_store_that_was_moved_is_said(make_run, monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before, now = (run := make_run()).path.parent, tmp_path / "moved"
+    assert vitscale("sync", run.path).returncode == 0
+    before.rename(now)
+    done = vitscale("sync", now / "run")
+    assert f"mlflow.db: was moved, and MLflow remembers that its files are in {before}; link that to {now}" in done.stderr
+    before.symlink_to(now)
+    assert vitscale("sync", now / "run").returncode == 0
