@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 
 from vitscale import fault
 from vitscale.config import RunConfig
-from vitscale.errors import TrackingError
 from vitscale.history import parse, read_log, whole_lines
 from vitscale.rundir import RunDir, replace_text
-from vitscale.tracking import check_place, connect, experiment_id, sqlite_path, tracking_uri, without_secrets
+from vitscale.tracking import connect, experiment_id, is_known, sqlite_path, tracking_uri, without_secrets
 
 Item = TypeVar("Item")
 
@@ -114,7 +113,7 @@ class Delivery:
             note.unlink(missing_ok=True)
         self._note(path=str(self._run.path), uri=self.uri)
         run_id = note.read_text() if note.exists() else ""
-        if not run_id or not _is_known(client, run_id):
+        if not run_id or not is_known(client, run_id):
             experiment = experiment_id(client, self._cfg.tracking.experiment, self.uri)
             made = client.search_runs([experiment], f"tags.`{DIRECTORY_TAG}` = '{self._mark.directory}'")
             made_by = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "vitscale.train", "mlflow.source.type": "JOB"}
@@ -202,22 +201,6 @@ class Delivery:
             folder = str(Path(name).parent)
             self._client.log_artifact(self._mark.run_id, str(self._run.artifacts / name), None if folder == "." else folder)
             self._note(files={**self._mark.files, name: stamp})
-
-
-def _is_known(client: Any, run_id: str) -> bool:
-    """Whether the store has this run; TrackingError where somebody has deleted it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        info = client.get_run(run_id).info
-    except MlflowException as error:
-        if error.get_http_status_code() == 404:  # another store, or an emptied one
-            return False
-        raise
-    check_place(info.artifact_uri, client.tracking_uri)
-    if info.lifecycle_stage == "deleted":
-        raise TrackingError(f"run {run_id} is deleted there; `mlflow runs restore --run-id {run_id}` brings it back")
-    return True
 
 
 def flatten(values: dict, prefix: str = "") -> list[tuple[str, Any]]:

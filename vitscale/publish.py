@@ -18,7 +18,7 @@ from vitscale.retention import best, complete, scores_of
 from vitscale.rundir import RunDir, replace_text
 from vitscale.serving import write_flavour
 from vitscale.sums import SUMS, read_sums, sha256, write_sums
-from vitscale.tracking import connect, experiment_id, without_secrets
+from vitscale.tracking import connect, experiment_id, is_known, without_secrets
 
 TAKEN = re.compile(r"(weights|ema)(-.*)?\.safetensors(\.index\.json)?|model\.json|state\.json")  # of a checkpoint
 
@@ -36,6 +36,9 @@ def publish(
         alias_name(alias)
     with mlflow_errors(uri), tempfile.TemporaryDirectory() as folder:
         client = connect(uri)
+        if run_id and not is_known(client, run_id):
+            say(f"note: MLflow at {without_secrets(uri)} does not have the run of {checkpoint}; published without a link to it")
+            run_id = None
         content = _content(checkpoint, name, licence, Path(folder))
         digest = sha256(Path(folder) / SUMS)
         model_id = _logged_model(client, name, uri, run_id, digest)

@@ -102,6 +102,22 @@ def check_place(files_uri: str, uri: str) -> None:
         )
 
 
+def is_known(client: Any, run_id: str) -> bool:
+    """Whether the store has this run; TrackingError where somebody has deleted it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException as error:
+        if error.get_http_status_code() == 404:  # another store, or an emptied one
+            return False
+        raise
+    check_place(info.artifact_uri, client.tracking_uri)
+    if info.lifecycle_stage == "deleted":
+        raise TrackingError(f"run {run_id} is deleted there; `mlflow runs restore --run-id {run_id}` brings it back")
+    return True
+
+
 def reason(error: Exception) -> str:
     """What went wrong and what to do, in one line without passwords; MLflow's exceptions come with the scheme."""
     text = without_secrets(" ".join(str(error).split()))

@@ -21,6 +21,7 @@ from vitscale.rundir import RunDir, replace_text
 from vitscale.tracking import connect, reason, sqlite_path, sqlite_uri, tracking_uri, without_secrets
 
 pytestmark = pytest.mark.usefixtures("store")
+PARENT = "a" * 32
 DATA = {"context": "training", "name": "/data/train.json", "digest": "d" * 36, "source_type": "local", "source": "{}"}
 START = {"step": 0, "processes": 2, "reason": "first start", "nodes": ["a", "b"], "commit": "c0ffee", "data": [DATA]}
 
@@ -140,14 +141,14 @@ def test_a_loss_that_is_not_finite_is_history_too(run, store, value):
 
 
 def test_the_run_says_what_it_is(make_run, store):
-    run = make_run("tracking={experiment: mine, tags: {team: a, b: c}, parent: sweep}", "about=from a table")
+    run = make_run(f"tracking={{experiment: mine, tags: {{team: a, b: c}}, parent: {PARENT}}}", "about=from a table")
     log(run, 1)
     append(run.attempts, START)
     append(run.attempts, {**START, "step": 7, "reason": "killed"})
     found = deliver(run)
     tags, params, data = found.data.tags, found.data.params, found.inputs.dataset_inputs
     assert MlflowClient(store).get_experiment(found.info.experiment_id).name == "mine"
-    assert (tags["team"], tags["mlflow.parentRunId"], tags["mlflow.note.content"]) == ("a", "sweep", "from a table")
+    assert (tags["team"], tags["mlflow.parentRunId"], tags["mlflow.note.content"]) == ("a", PARENT, "from a table")
     assert tags["mlflow.source.git.commit"] == "c0ffee"
     starts = [json.loads(tags[f"restart.{number}"]) for number in (0, 1)]
     assert [(start["step"], start["reason"], start["nodes"]) for start in starts] == [
@@ -352,7 +353,9 @@ def test_a_trained_run_is_finished_though_its_publishing_failed(run, store):
     assert MlflowClient(store).get_run(sync(run.path)).info.status == "FINISHED"
 
 
-def test_tags_that_mlflow_would_refuse_are_refused_by_the_recipe(config):
+def test_tags_and_parents_that_mlflow_would_refuse_are_refused_by_the_recipe(config):
+    with pytest.raises(RecipeError, match=r"tracking\.parent"):
+        config("tracking.parent=sweep")
     with pytest.raises(RecipeError, match=r"tracking\.tags"):
         config('tracking.tags={"a b%c\'": d}')
 

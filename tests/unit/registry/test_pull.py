@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from checkpoints import client_of, content, stored
@@ -277,3 +278,11 @@ def test_a_kept_copy_that_was_damaged_is_fetched_again(checkpoint, store, run_id
     folder = locate("models:/net@best", store)
     (folder / "weights.safetensors").write_bytes(b"damaged")
     assert content(locate("models:/net@best", store)) == content(source)
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("."), lambda path: path.symlink_to("gone")])
+def test_a_place_that_is_no_directory_is_refused(checkpoint, store, run_id, tmp_path, make):
+    publish(checkpoint(), "net", "best", store, run_id)
+    make(tmp_path / "there")
+    with pytest.raises(ModelError, match="there: is no directory; choose another name, or remove it"):
+        pull("models:/net@best", store, tmp_path / "there")
