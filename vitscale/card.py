@@ -9,6 +9,7 @@ from typing import Any
 from vitscale import recipe
 from vitscale.config import RunConfig
 from vitscale.errors import UserError
+from vitscale.history import read_log
 from vitscale.modelinfo import read_model_info
 from vitscale.retention import complete, scores_of
 
@@ -83,9 +84,7 @@ def _made(cfg: RunConfig, state: dict[str, Any]) -> dict[str, str]:
 def _speed(checkpoint: Path, step: int) -> str:
     """The last one measured up to this step, by the log of a checkpoint that lies in its run directory."""
     log, speed = checkpoint.absolute().parent.parent / "metrics.jsonl", math.nan
-    for line in log.read_text().splitlines() if log.exists() else []:
-        with suppress(ValueError):  # the last line may be under way
-            entry = json.loads(line)
-            if entry["step"] <= step:
-                speed = entry["metrics"].get("speed/images_per_s", speed)
+    for line in read_log(log):
+        if line["step"] <= step:
+            speed = line["metrics"].get("speed/images_per_s", speed)
     return "measured: not yet" if math.isnan(speed) else f"{speed:,.0f} images/s in training"
