@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-CONFIG_FILE = Path(__file__).with_name("accelerate.yaml")
+CONFIG_FILE = Path(__file__).parent / "accelerate" / "base.yaml"
 
 
 def local_command(recipe: str, overrides: Sequence[str], num_processes: int, port: int) -> list[str]:

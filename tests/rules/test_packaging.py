@@ -48,7 +48,13 @@ def test_every_file_is_inside(wheel, folder):
 
 
 def test_what_is_no_python_is_inside(wheel):
-    assert (wheel / "launcher" / "accelerate.yaml").is_file()
+    assert {path.stem for path in (wheel / "launcher" / "accelerate").glob("*.yaml")} == {
+        "base",
+        "cpu",
+        "gpu1",
+        "gpu8",
+        "nodes",
+    }
     assert (wheel / "vitscale" / "_recipes" / "base.yaml").is_file()
 
 
