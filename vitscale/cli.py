@@ -181,7 +181,7 @@ def run_submit(args: argparse.Namespace) -> int:
     import shlex
 
     from launcher import cluster, submit
-    from vitscale import preflight
+    from vitscale import plan, preflight
     from vitscale.rundir import RunDir
 
     where = cluster.load(args.cluster)
@@ -189,6 +189,8 @@ def run_submit(args: argparse.Namespace) -> int:
     run_dir = RunDir(cfg)
     preflight.check_launch(cfg, where.world_size, {})
     run_dir.check(cfg)
+    if where.gpu:  # it takes torch, and seconds
+        plan.check_memory(cfg, where)
     script = submit.script(cfg, where, run_dir.path)
     if args.dry_run:
         print(f"{script}\n# On each node:\n# {shlex.join(submit.launch_line(where, run_dir.path))}")

@@ -1,0 +1,149 @@
+"""Recipe and cluster file become a script that says what was meant, and nothing else."""
+
+import json
+import os
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from launching import vitscale
+
+from launcher import cluster as clusters
+from launcher.cluster import Cluster
+from launcher.node import command
+from launcher.sbatch import render, settings, slurm_dir
+from vitscale import failure, recipe
+from vitscale.errors import RecipeError
+
+ROOT = Path(__file__).parents[2]
+CLUSTERS = sorted((ROOT / "recipes" / "clusters").glob("*.yaml"))
+HOSTILE = [
+    "$(touch pwned)",
+    "`touch pwned`",
+    "a'; touch pwned; '",
+    'a"; touch pwned; "',
+    "a b",
+    "; touch pwned",
+    "\\",
+    "${HOME}",
+]
+
+
+@pytest.fixture
+def cluster_file(tmp_path):
+    def write(text):
+        path = tmp_path / "cluster.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def bash(script: str, cwd: Path, *words: str) -> str:
+    done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, cwd=cwd, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
+def test_every_example_gives_a_sound_script(path, tmp_path):
+    script = render(clusters.load(path), "run", tmp_path / "run", [str(tmp_path / "run" / "submitted.yaml")])
+    bash('bash -n <<<"$1"', tmp_path, script)
+    head = script.split("set -euo pipefail")[0].splitlines()
+    assert all(line.startswith("#") for line in head)
+    assert script.endswith((slurm_dir() / "train.sbatch").read_text().split("# == End of settings ==\n")[1])
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_no_value_becomes_shell_code(tmp_path, value):
+    cluster = Cluster(environment={"GIVEN": value}, container={"kind": "apptainer", "image": value, "mounts": [value]})
+    lines = settings(cluster, tmp_path / "run", [value, f"x={value}"])
+    said = bash("\n".join([*lines, 'printf "%s\\n" "$GIVEN" "${INSIDE[@]}" "$@"']), tmp_path)
+    assert said.splitlines() == [value, "apptainer", "exec", "--nv", "--bind", value, value, value, f"x={value}"]
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("field", ["partition", "account", "qos", "constraint", "time", "interface"])
+@pytest.mark.parametrize("value", ["a b", "x\n#SBATCH --wrap=evil", "$(x)", "-x", "a;b", ""])
+def test_words_of_sbatch_lines_are_words(cluster_file, field, value):
+    with pytest.raises(RecipeError, match=field):
+        clusters.load(cluster_file(json.dumps({field: value})))
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "api_key"])
+def test_secrets_are_refused(cluster_file, name):
+    with pytest.raises(RecipeError, match=f"{name} looks like a secret"):
+        clusters.load(cluster_file(f"environment: {{{name}: hush}}"))
+
+
+def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_queued(cluster_file, write_recipe, tmp_path):
+    path = cluster_file("{nodes: 3, gpus_per_node: 0}")
+    done = vitscale("submit", write_recipe(), f"runs={tmp_path}/runs", "--cluster", path)
+    assert done.returncode == 1
+    assert "3 nodes x 1 processes: data.lanes" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_that_does_not_fit_the_gpus_is_refused(cluster_file):
+    path = cluster_file("{nodes: 1, gpus_per_node: 1, gpu: a100-40g}")
+    words = ("data.train.samples=1000", "hardware.micro_batch=4096", "--cluster", path, "--dry-run")
+    done = vitscale("submit", "recipes/pretrain/vit-l16-in21k.yaml", *words)
+    assert done.returncode == 1
+    assert "hardware.micro_batch" in done.stderr
+
+
+def test_dry_run_prints_both_and_leaves_nothing(cluster_file, write_recipe, tmp_path):
+    path = cluster_file("{nodes: 2, gpus_per_node: 0, partition: cpu}")
+    done = vitscale("submit", write_recipe(), f"runs={tmp_path}/runs", "--cluster", path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --partition=cpu" in done.stdout
+    assert "-m vitscale.train" in done.stdout.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_where_there_is_no_slurm_that_is_said(cluster_file, write_recipe, tmp_path):
+    words = ("submit", write_recipe(), f"runs={tmp_path}/runs", "--cluster", cluster_file("{gpus_per_node: 0}"))
+    done = vitscale(*words, PATH=str(tmp_path))
+    assert "sbatch: not found, so this is no machine to submit from" in done.stderr
+
+
+def test_a_path_that_slurm_cannot_take_is_refused(cluster_file, write_recipe, tmp_path):
+    done = vitscale("submit", write_recipe(), f"runs={tmp_path}/my runs", "--cluster", cluster_file("{gpus_per_node: 0}"))
+    assert "Slurm takes letters, digits" in done.stderr
+
+
+def test_each_node_starts_its_part():
+    environ = {"SLURM_NNODES": "4", "SLURM_NODEID": "2", "PROCS_PER_NODE": "8"}
+    environ |= {"MAIN_ADDRESS": "node0", "MAIN_PORT": "20001", "LOG_DIR": "/runs/x/logs/7.0"}
+    words = command(["r.yaml", "a.b=c d"], environ, "node2")
+    pairs = dict(pairwise(words))
+    assert (pairs["--num_machines"], pairs["--num_processes"], pairs["--machine_rank"]) == ("4", "32", "2")
+    assert (pairs["--main_process_ip"], pairs["--main_process_port"], pairs["--log_dir"]) == (
+        "node0",
+        "20001",
+        "/runs/x/logs/7.0/node2",
+    )
+    assert words[-3:] == ["vitscale.train", "r.yaml", "a.b=c d"]
+
+
+def test_the_first_error_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
+    assert failure.note(tmp_path, failure.place(3, 12, "train"), "RuntimeError: out of memory")
+    assert not failure.note(tmp_path, failure.place(0, 12, "train"), "connection lost")
+    assert (tmp_path / failure.NAME).read_text() == "rank 3 on node7, step 12, phase train: RuntimeError: out of memory\n"
+
+
+def test_what_is_queued_is_a_copy_of_the_recipe(config, tmp_path):
+    from launcher.submit import SUBMITTED, submit
+
+    (fake := tmp_path / "bin").mkdir()
+    (fake / "sbatch").write_text("#!/bin/sh\necho 17\n")
+    (fake / "sbatch").chmod(0o755)
+    cfg, before = config(), os.environ["PATH"]
+    os.environ["PATH"] = f"{fake}:{before}"
+    try:
+        assert submit(cfg, "#!/bin/bash\n", tmp_path / "run") == "17"
+    finally:
+        os.environ["PATH"] = before
+    assert recipe.load(tmp_path / "run" / SUBMITTED) == cfg
