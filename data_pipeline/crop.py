@@ -47,10 +47,7 @@ def middle(image_HWC: np.ndarray) -> np.ndarray:
 
 
 def simple_crop(image_HWC: np.ndarray, size: int, interpolation: str, draw: Draw) -> np.ndarray:
-    """The short side resized to `size`, PAD pixels reflected on every side, a crop of size x size anywhere: HWC uint8.
-
-    Source: Touvron et al. 2022, "DeiT III", section 3.
-    """
+    """The short side resized to `size`, PAD pixels reflected, a square anywhere (Touvron et al. 2022, section 3): HWC uint8."""
     image_HWC = middle(image_HWC)
     height, width, _ = image_HWC.shape
     short = min(height, width)

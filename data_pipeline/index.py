@@ -82,10 +82,9 @@ def _entry(key: str, group: list[Member], labels: Labels, name: str) -> Entry:
             f"{name}: sample {key}: {len(images)} images among its members {found}; each sample needs one "
             f"({', '.join(IMAGE_EXTENSIONS)}) beside its label, under a key of its own, and no ending twice"
         )
-    image, last = images[0], group[-1]
+    image, begin, last = images[0], group[0].begin, group[-1]
     label = labels.read(f"{name}: sample {key}", contents)
     end = last.offset + -(-len(last.content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    begin = group[0].begin
     return Entry(key, image.offset, len(image.content), crc32(image.content), label, image.offset - begin, end - begin)
 
 

@@ -148,10 +148,7 @@ def _intervals(image: bytes, header: Header, count: int) -> np.ndarray | None:
     marker = second != 0  # else a part of a code
     if second[marker][:count].tobytes() != _markers(count):
         return None
-    bounds = np.empty(count + 1, np.int64)
-    bounds[0], bounds[1:] = header.codes, at[marker][:count]
-    bounds[1:] += header.codes + 2
-    return bounds
+    return np.concatenate(([header.codes], at[marker][:count] + header.codes + 2))
 
 
 def _join(image: bytes, bounds: np.ndarray, firsts: np.ndarray, run: int, head: bytes) -> bytearray:
@@ -173,20 +170,14 @@ def _markers(count: int) -> bytes:
 
 
 def restart_interval(width: int, mcu_width: int, wanted: int) -> int:
-    """MCUs between restart markers: the divisor of the MCUs per row nearest to `wanted`, at most twice off, else the row.
-
-    Only intervals that divide the row let columns be cut.
-    """
-    columns = -(-width // mcu_width)
+    """MCUs between restart markers: the divisor of the MCUs per row nearest to `wanted`, at most twice off, else the row."""
+    columns = -(-width // mcu_width)  # only intervals that divide the row let columns be cut
     off, interval = min((max(k / wanted, wanted / k), k) for k in range(1, columns + 1) if columns % k == 0)
     return interval if off <= 2 else columns
 
 
 def add_restarts(image: bytes, wanted: int) -> bytes | None:
-    """The same coefficients, so the same pixels and metadata, as one scan with restart markers (see `restart_interval`).
-
-    None: not a sound JPEG, or the program `jpegtran` (libjpeg-turbo) is not installed.
-    """
+    """The same pixels and metadata as one scan with restart markers. None: not a sound JPEG, or there is no `jpegtran`."""
     header, jpegtran = read_header(image), shutil.which("jpegtran")
     if header is None or jpegtran is None:
         return None

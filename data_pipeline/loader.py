@@ -1,7 +1,4 @@
-"""Batches: samples decoded and cropped by a pool of threads, in planned order, a few steps ahead.
-
-Decoding and resizing release the interpreter lock, so threads do the work of processes without pickling or shared memory.
-"""
+"""Batches: samples decoded and cropped by a pool of threads, in planned order, a few steps ahead."""
 
 import dataclasses
 import operator
@@ -152,8 +149,7 @@ def _empty(plan: Plan, size: int, pin: bool) -> Batch:
 
 
 def _collect(batch: Batch, filled: list[Future[list[Skip]]]) -> Batch:
-    skips = tuple(skip for future in filled for skip in future.result())
-    return dataclasses.replace(batch, skips=skips) if skips else batch
+    return dataclasses.replace(batch, skips=tuple(skip for future in filled for skip in future.result()))
 
 
 def train_loader(

@@ -1,10 +1,6 @@
-"""Which sample is in which global step: arithmetic, without state, processes or data.
+"""Which sample is in which global step: arithmetic, without state, processes or data, by the rule of docs/design.md.
 
-The global batch is dealt to L lanes, g = global_batch / L samples each; rank r of R owns lanes [r*L/R, (r+1)*L/R). Each
-source has lanes in proportion to its weight and is a plan of its own: position q of its j-th lane of L' is position
-p = q*L' + j of the source, in epoch p // N. In each epoch the shards are permuted, the samples in that order are cut into
-one contiguous span per lane, a span into blocks of `shuffle_block`, and each block is permuted. Nothing here depends on
-ranks, workers or restarts, so resuming at a step is asking for that step; see docs/design.md.
+Nothing here depends on ranks, workers or restarts, so resuming at a step is asking for that step.
 """
 
 import functools
@@ -35,13 +31,6 @@ class Block(NamedTuple):
     samples: np.ndarray  # in the order in which they are used
 
 
-class EpochOrder(NamedTuple):
-    """The permuted shards of one epoch."""
-
-    ends: np.ndarray  # cumulated sizes in permuted order
-    shift: np.ndarray  # what to add to a position in epoch order to get the sample id, by permuted shard
-
-
 class Source:
     """The order of one source of N samples over its own lanes: who has which position, in which epoch, of which span."""
 
@@ -66,21 +55,19 @@ class Source:
 
     def samples(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Numbers, within this source, of the samples at positions of the epoch's shard order."""
-        shards = self._epoch(epoch)
-        return positions + shards.shift[np.searchsorted(shards.ends, positions, side="right")]
+        ends, shift = self._epoch(epoch)
+        return positions + shift[np.searchsorted(ends, positions, side="right")]
 
-    def _permute_shards(self, epoch: int) -> EpochOrder:
+    def _permute_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """By permuted shard: where it ends in the epoch's order, and what makes a position there a number in this source."""
         order = permutation(len(self.sizes), self.seed, Purpose.SHARDS, epoch, self.number)
         sizes = self.sizes[order]
         ends = np.cumsum(sizes)
-        return EpochOrder(ends, self.first[order] + sizes - ends)
+        return ends, self.first[order] + sizes - ends
 
 
 class Order:
-    """The order of one source or several mixed by weight, as a function of (step, lane).
-
-    `sources` holds the shard sizes of each; `weights` its share of every batch, by default its share of the samples.
-    """
+    """The order of sources (the shard sizes of each), mixed by weight, by default by their numbers of samples."""
 
     def __init__(
         self,
@@ -167,21 +154,19 @@ class LaneView:
         self._end = np.zeros(count, np.int64)
         self._epochs = np.zeros(count, np.int64)
         self._samples = np.zeros((count, order.block), np.int64)
-        self._handles: list[Any] = [None] * count
+        self._handles = np.empty(count, object)
         self.handles: list[Any] = []
 
     def step(self, step: int) -> Slots:
         """This view's samples of a global step, in slot order: lane by lane, per_lane of each."""
-        per_lane = self.order.per_lane
-        columns = [self._column(step * per_lane + i) for i in range(per_lane)]
-        if self.opened:
-            self.handles = [handle for lane in zip(*(handles for _, _, handles in columns), strict=True) for handle in lane]
-        return Slots(
-            np.stack([epochs for epochs, _, _ in columns], axis=1).reshape(-1),
-            np.stack([samples for _, samples, _ in columns], axis=1).reshape(-1),
-        )
+        first = step * self.order.per_lane
+        columns = [self._column(first + i) for i in range(self.order.per_lane)]
+        epochs, samples, handles = (np.stack(parts, axis=1).reshape(-1) for parts in zip(*columns, strict=True))
+        self.handles = handles.tolist()
+        return Slots(epochs, samples)
 
-    def _column(self, position: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+    def _column(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Epochs, samples and handles of the slots at this position of each lane."""
         for row in np.flatnonzero((position < self._start) | (position >= self._end)):
             block = self.order.block_at(self.first_lane + int(row), position)
             self._start[row], self._end[row], self._epochs[row] = block.start, block.start + len(block.samples), block.epoch
@@ -189,7 +174,7 @@ class LaneView:
             if self.opened:
                 self._handles[row] = self.opened(block.samples)
         rows = np.arange(len(self._start))
-        return self._epochs.copy(), self._samples[rows, position - self._start], list(self._handles) if self.opened else []
+        return self._epochs.copy(), self._samples[rows, position - self._start], self._handles.copy()
 
 
 def fingerprint(slots: Slots, first_position: int) -> int:

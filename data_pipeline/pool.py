@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -21,11 +20,9 @@ Result = TypeVar("Result")
 def in_processes(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int | None, title: str
 ) -> Iterator[Result]:
-    """The results in the order of the tasks, with a bar on a terminal. With one worker or task it happens here.
-
-    `workers` is by default one per processor. The first error ends all; so does a worker that dies.
-    """
-    yield from _with_bar(_results(function, tasks, min(workers or default_workers(), len(tasks))), len(tasks), title)
+    """The results in the order of the tasks, with a bar on a terminal; by default a worker per processor, one works here."""
+    workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    yield from _with_bar(_results(function, tasks, workers), len(tasks), title)
 
 
 def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], title: str = "") -> list[Result]:
@@ -70,8 +67,3 @@ def _end_with_parent() -> None:
     assert parent
     parent.join()
     os._exit(1)
-
-
-def default_workers() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

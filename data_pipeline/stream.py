@@ -1,7 +1,4 @@
-"""Samples out of shards: a block of them by one ranged read, and all in planned order.
-
-`planned` is a source for webdataset stages of one's own.
-"""
+"""Samples out of shards: a block of them by one ranged read, and all in planned order."""
 
 import contextlib
 import hashlib
