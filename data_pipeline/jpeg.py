@@ -1,10 +1,7 @@
-"""Small JPEGs cut out of larger ones, so that a crop costs only the decoding of its neighbourhood.
+"""Small JPEGs cut out of larger ones, so that a crop costs only the decoding of its neighbourhood; docs/design.md says why.
 
-A JPEG is a stream of MCUs, tiles of 8x8 to 32x32 pixels, row by row; most of the time of decoding goes into its Huffman codes,
-which are of variable length, so none can be skipped. Two things help. What lies below a crop need not be decoded. And after
-a restart marker decoding starts anew, so between two of them lies an interval of MCUs that can be taken out and put together
-with others: a crop-decodable JPEG, which every decoder reads as the ordinary JPEG that it is (ITU-T T.81, sections B and F).
-
+A JPEG is a stream of MCUs, tiles of 8x8 to 32x32 pixels, row by row. What lies below a crop need not be decoded, and an
+interval of MCUs between two restart markers can be taken out and put together with others (ITU-T T.81, sections B and F).
 Nothing here looks at the codes themselves: damage outside of what is cut out stays unseen. Checksums and full decoding find it.
 """
 
@@ -96,11 +93,8 @@ def cut(image: bytes, header: Header, box: Box) -> tuple[bytes | bytearray, Box]
     """
     if not header.one_scan:
         return None
-    return cut_intervals(image, header, box) if header.interval else cut_below(image, header, box)
-
-
-def cut_below(image: bytes, header: Header, box: Box) -> tuple[bytes, Box] | None:
-    """The image down to the row of MCUs that ends the box."""
+    if header.interval:
+        return cut_intervals(image, header, box)
     _, bottom = _covering(box.y, box.height, MARGIN_Y, header.mcu_height, header.height)
     if bottom == header.height:
         return None

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.draw import Purpose, permutation
+from data_pipeline.draw import GOLDEN, Purpose, permutation, splitmix64
 from data_pipeline.errors import DataError
-
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread any run of consecutive lanes evenly (three gaps)
 
 
 class Slots(NamedTuple):
@@ -108,7 +106,8 @@ class Order:
         epoch = (position * source.lanes + own) // source.num_samples
         enter = source.enter(epoch, own)
         length = source.enter(epoch + 1, own) - enter
-        shift = (lane * GOLDEN & 2**64 - 1) * self.block >> 64  # spreads the reads of every rank's lanes over steps
+        # Multiples of the golden ratio spread any run of lanes evenly (three gaps), so every rank's reads over steps.
+        shift = (lane * GOLDEN & 2**64 - 1) * self.block >> 64
         index = (position - enter + shift) // self.block
         start = max(index * self.block - shift, 0)
         end = min((index + 1) * self.block - shift, length)
@@ -183,14 +182,7 @@ def fingerprint(slots: Slots, first_position: int) -> int:
     `first_position` is the global number (step * global_batch + slot) of the first slot. Sums of disjoint slots add up, so
     ranks hash what they consumed and the total does not depend on how many there are.
     """
-    positions = np.arange(first_position, first_position + len(slots.samples), dtype=np.uint64)
-    mixed = _mix64(_mix64(_mix64(positions) ^ slots.epochs.astype(np.uint64)) ^ slots.samples.astype(np.uint64))
-    return int(mixed.sum(dtype=np.uint64))
-
-
-def _mix64(words: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function (Steele, Lea & Flood, OOPSLA 2014)."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    mixed = splitmix64(np.arange(first_position, first_position + len(slots.samples)) + GOLDEN)
+    for column in slots:
+        mixed = splitmix64((mixed ^ column) + GOLDEN)
+    return int(mixed.sum()) & 2**64 - 1

@@ -156,13 +156,10 @@ class _Part(NamedTuple):
 
 
 def _has_keys(rows: np.ndarray, place: Place) -> bool:
-    """Whether the keys lie in the index, one after another."""
-    offsets = [*rows["key_offset"].tolist(), int(rows["key_offset"][-1]) + int(rows["key_size"][-1])]
-    return (
-        sorted(offsets) == offsets
-        and rows_range(0, place.row)[1] < offsets[0]
-        and offsets[-1] <= place.manifest.index_bytes[place.shard]
-    )
+    """Whether the keys lie in the index, behind earlier rows and one after another."""
+    starts, end = rows["key_offset"].tolist(), int(rows["key_offset"][-1]) + int(rows["key_size"][-1])
+    places = [rows_range(0, place.row)[1] + 1, *starts, end, int(place.manifest.index_bytes[place.shard])]
+    return sorted(places) == places
 
 
 class Loaded:
