@@ -101,16 +101,14 @@ def _check(val_fraction: float, sizes: list[int], shard_bytes: int, encoding: En
         raise DataError("--restart-all needs the program jpegtran; install libjpeg-turbo (Debian: libjpeg-turbo-progs)")
 
 
-def _split(
-    collection: Collection, val_fraction: float, val: Collection | None, seed: int, shuffle: bool
-) -> dict[str, list[Item]]:
+def _split(collection: Collection, fraction: float, val: Collection | None, seed: int, shuffle: bool) -> dict[str, list[Item]]:
     """The images of each split in order, with keys that are unique in both together."""
     if val and val.classes and not collection.classes:
         raise DataError("the val images have classes with names, the others only numbers; give the names with --classes FILE")
     own = merge([val], collection.classes).images if val else []
     images = with_unique_keys(collection.images + own)
     order = permutation(len(collection.images), seed, Purpose.SPLIT)
-    held = 0 if val else round(len(order) * val_fraction)
+    held = 0 if val else round(len(order) * fraction)
     own_order = permutation(len(own), seed, Purpose.SPLIT) + len(order)
     numbers = {"val": np.concatenate([order[:held], own_order]), "train": order[held:]}
     return {name: [images[i] for i in (part if shuffle else np.sort(part))] for name, part in numbers.items()}
@@ -209,9 +207,8 @@ def _write_tar(
                         ) from None
                     skipped.append({"key": image.key, "source": image.name, "reason": str(error)})
                     continue
-                tar.write(
-                    {**others, "__key__": image.key, encoded.extension: encoded.content, "cls": str(image.label).encode()}
-                )
+                label = str(image.label).encode()
+                tar.write({**others, "__key__": image.key, encoded.extension: encoded.content, "cls": label})
                 written.append((image, encoded._replace(content=b"")))
         file.flush()
         os.fsync(file.fileno())

@@ -52,12 +52,6 @@ def simple_crop(image_HWC: np.ndarray, size: int, interpolation: str, draw: Draw
     height, width, _ = image_HWC.shape
     short = min(height, width)
     resized = resize(np.ascontiguousarray(image_HWC), size * height // short, size * width // short, interpolation)
-    rows, columns = (_window(length, size, draw) for length in resized.shape[:2])
-    return resized.take(rows, axis=0).take(columns, axis=1)
-
-
-def _window(length: int, size: int, draw: Draw) -> np.ndarray:
-    """`size` consecutive pixel numbers of a side that is reflected at both ends."""
-    padded = np.pad(np.arange(length), PAD, "reflect")
-    start = draw.integer(len(padded) - size + 1)
-    return padded[start : start + size]
+    padded = np.pad(resized, ((PAD, PAD), (PAD, PAD), (0, 0)), "reflect")
+    y, x = (draw.integer(length - size + 1) for length in padded.shape[:2])
+    return padded[y : y + size, x : x + size]

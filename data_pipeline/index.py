@@ -102,9 +102,7 @@ def headers(file: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, tarfi
     # A tar cut at a 512-byte boundary, or with a damaged header, reads like a shorter one; only what follows tells.
     file.seek(tar.offset)
     if file.read(END_BYTES) != bytes(END_BYTES) or any(map(any, iter(lambda: file.read(1 << 20), b""))):
-        raise DataError(
-            f"{name}: no end-of-archive blocks at byte {tar.offset}; the tar is truncated or damaged, build or copy it anew"
-        )
+        raise DataError(f"{name}: no end-of-archive blocks at byte {tar.offset}; truncated or damaged, build or copy it anew")
 
 
 def _member(shard: IO[bytes], info: tarfile.TarInfo, name: str) -> Member:

@@ -17,18 +17,16 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def in_processes(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int | None, title: str
-) -> Iterator[Result]:
+def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int | None, title: str) -> Iterator[Result]:
     """The results in the order of the tasks, with a bar on a terminal; by default a worker per processor, one works here."""
     workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
-    yield from _with_bar(_results(function, tasks, workers), len(tasks), title)
+    yield from _with_bar(_results(work, tasks, workers), len(tasks), title)
 
 
-def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], title: str = "") -> list[Result]:
+def in_threads(work: Callable[[Task], Result], tasks: Sequence[Task], title: str = "") -> list[Result]:
     """The results in the order of the tasks, for what waits or releases the lock; with a title there is a bar."""
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        results = pool.map(function, tasks)
+        results = pool.map(work, tasks)
         return list(_with_bar(results, len(tasks), title) if title else results)
 
 
@@ -40,13 +38,13 @@ def _with_bar(results: Iterator[Result], count: int, title: str) -> Iterator[Res
     yield from track(results, title, count, console=console, disable=not console.is_terminal)
 
 
-def _results(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+def _results(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
     if workers <= 1:
-        yield from map(function, tasks)
+        yield from map(work, tasks)
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        yield from pool.map(function, tasks)
+        yield from pool.map(work, tasks)
     except BrokenProcessPool:
         raise DataError(
             f"one of {workers} worker processes died: it was killed, perhaps for want of memory; run the same command again "

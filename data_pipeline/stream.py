@@ -198,9 +198,8 @@ class Loaded:
             spans = [(offset, offset + size) for _, _, _, _, size, offset, _, _ in part.rows]
             begin = spans[0][0]
             names = self.shards.read_bytes(part.place, begin, spans[-1][1], index=True)
-            found.update(
-                {part.first + n: names[a - begin : b - begin].decode(errors="replace") for n, (a, b) in enumerate(spans)}
-            )
+            for number, (start, end) in enumerate(spans, part.first):
+                found[number] = names[start - begin : end - begin].decode(errors="replace")
         return found
 
     def _find(self, sample: int) -> tuple[_Part, tuple[int, ...]]:
