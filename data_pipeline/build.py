@@ -115,12 +115,11 @@ def _split(collection: Collection, fraction: float, val: Collection | None, seed
 
 
 def _parts(images: list[Item], sizes: list[int]) -> Iterator[list[Item]]:
-    start = 0
+    remaining = iter(images)
     for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
-        if start >= len(images):
+        if not (part := list(itertools.islice(remaining, size))):
             return
-        yield images[start : start + size]
-        start += size
+        yield part
 
 
 def _parts_of_bytes(images: list[Item], shard_bytes: int, encoding: Encoding) -> Iterator[list[Item]]:

@@ -61,7 +61,6 @@ def candidates(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _digests(shards: Shards, samples: np.ndarray) -> np.ndarray:
-    """SHA-256 of the images of samples."""
     digests = np.empty(len(samples), "S32")
 
     def fill(start: int) -> None:

@@ -125,7 +125,6 @@ class Loader:
 
 
 def _empty(plan: Plan, size: int, pin: bool) -> Batch:
-    """The batch that the threads fill."""
     count = len(plan.weight)
 
     def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:

@@ -177,8 +177,6 @@ class _Shards(Section):
 
 
 class _File(Section):
-    """A manifest file."""
-
     format: Literal["vitscale-manifest-3"] = "vitscale-manifest-3"
     classes: list[str]
     index_dir: str = ""

@@ -44,12 +44,10 @@ class Source:
         return -((lane - epoch * self.num_samples) // self.lanes)
 
     def span_start(self, epoch: int, lane: int) -> int:
-        """Samples of the epoch that belong to lanes before this one; the N % L lanes with one more form a cyclic run."""
-        base, extra = divmod(self.num_samples, self.lanes)
-        first = epoch * self.num_samples % self.lanes
-        in_run = max(0, min(lane, first + extra) - first)
-        wrapped = max(0, min(lane, first + extra - self.lanes))
-        return lane * base + in_run + wrapped
+        """Samples of the epoch that belong to lanes before this one: up to its end, less those up to its begin."""
+        begin, end = epoch * self.num_samples, (epoch + 1) * self.num_samples
+        before, after = (position // self.lanes * lane + min(position % self.lanes, lane) for position in (begin, end))
+        return after - before
 
     def samples(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Numbers, within this source, of the samples at positions of the epoch's shard order."""
@@ -149,9 +147,7 @@ class LaneView:
     def __init__(self, order: Order, first_lane: int, end_lane: int, opened: Callable[[np.ndarray], Any] | None = None) -> None:
         self.order, self.first_lane, self.opened = order, first_lane, opened
         count = end_lane - first_lane
-        self._start = np.zeros(count, np.int64)
-        self._end = np.zeros(count, np.int64)
-        self._epochs = np.zeros(count, np.int64)
+        self._start, self._end, self._epochs = np.zeros((3, count), np.int64)
         self._samples = np.zeros((count, order.block), np.int64)
         self._handles = np.empty(count, object)
         self.handles: list[Any] = []

@@ -1,4 +1,4 @@
-"""Byte ranges of remote files: the one door to fsspec, with our own time limits and retries.
+"""What storage.py does, for remote files: the one door to fsspec, with our own time limits and retries.
 
 What a flaky network does is tried again (for about 90 s, and up to TIMEOUT_S for each attempt that gets no answer); what trying
 again cannot change, a missing file or refused credentials, is a DataError at once. Errors never show a url's user or query.
@@ -61,7 +61,6 @@ def shown(url: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether there is such a file."""
     try:
         _retry(url, functools.partial(_operate, url, "info"))
     except _MissingError:
@@ -70,7 +69,6 @@ def exists(url: str) -> bool:
 
 
 def size(url: str) -> int:
-    """Bytes of the file."""
     found = _retry(url, functools.partial(_operate, url, "info"))["size"]
     if found is None:
         raise DataError(f"{shown(url)}: the server does not say how large it is (no Content-Length); serve plain files")
@@ -92,7 +90,6 @@ def read_all(url: str) -> bytes:
 
 
 def write(url: str, content: bytes) -> None:
-    """Create or replace the file."""
     if scheme_of(url) == "hf":
         raise DataError(f"{shown(url)}: hf:// is only read; write to a local folder and send it with `hf upload`")
     _retry(url, functools.partial(_operate, url, "pipe_file", content, num_bytes=len(content)))
@@ -155,7 +152,6 @@ def _pause(seconds: float) -> None:
 
 
 def _connect(scheme: str) -> Any:
-    """fsspec's asynchronous file system, which connects when first used."""
     import fsspec
 
     if scheme == "gs":
@@ -198,7 +194,6 @@ def _no_ranges(url: str) -> DataError:
 
 
 def _retry(url: str, attempt: Callable[[], T]) -> T:
-    """The result of the first attempt that succeeds."""
     for number in range(1, ATTEMPTS + 1):
         try:
             return attempt()

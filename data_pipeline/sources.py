@@ -109,7 +109,6 @@ def listing(path: Path, classes: Sequence[str] = ()) -> Collection:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, row) of a listing."""
     line = 0
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

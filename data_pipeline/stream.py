@@ -133,7 +133,6 @@ class Shards:
         return RawSample(block.keys()[sample], image, label)
 
     def key(self, sample: int) -> str:
-        """The key of a sample: its members' name up to the first dot."""
         return self.keys([sample])[sample]
 
 
