@@ -1,8 +1,9 @@
 """A local copy of what was read from remote files, in aligned chunks, below a limit of bytes, shared by processes.
 
-A chunk is a file of its own: content, then CRC-32. Reading takes no lock. Writing, one chunk at a time over all processes,
-locks the file `total`, which states the bytes stored. It is raised before a chunk appears and lowered after one has gone, so
-that a kill leaves it too high at worst, and the next eviction counts anew. A killed writer's file `partial` is overwritten.
+A chunk is a file of its own: content, then CRC-32. Reading takes no lock: a chunk that is damaged, short or just evicted counts
+as missing, one that is open stays readable. Writing, one chunk at a time over all processes, locks the file `total`, which
+states the bytes stored. It is raised before a chunk appears and lowered after one has gone, so that a kill leaves it too high
+at worst, and the next eviction counts anew. A killed writer's file `partial` is overwritten.
 """
 
 import contextlib
