@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from data_pipeline.config import BadSamplesConfig
 from data_pipeline.draw import Purpose, words
@@ -12,7 +12,7 @@ from data_pipeline.stream import Loaded, Shards, where
 
 SETTLED = 10_000  # images seen before the fraction of bad ones means something
 
-T = TypeVar("T")
+Make = Callable[[Loaded, int, int], Any]  # (block, epoch, sample number)
 
 
 class Skip(NamedTuple):
@@ -26,41 +26,40 @@ class Skip(NamedTuple):
 
 
 class BadSamples:
-    """Applies a policy to the samples of one rank; safe for threads."""
+    """Applies a policy to what `make` makes of one rank's samples; safe for threads."""
 
-    def __init__(self, config: BadSamplesConfig, shards: Shards, seed: int) -> None:
-        self.config, self.shards, self.seed = config, shards, seed
+    def __init__(self, config: BadSamplesConfig, shards: Shards, seed: int, make: Make) -> None:
+        self.config, self.shards, self.seed, self.make = config, shards, seed, make
         self._bad: set[int] = set()
         self._lock = threading.Lock()
 
-    def use(self, block: Loaded, epoch: int, sample: int, make: Callable[[Loaded, int, int], T]) -> tuple[T, Skip | None]:
-        """`make(block, epoch, sample)`, or, when that raises BadSampleError and the policy is to replace, of another sample.
+    def use(self, block: Loaded, epoch: int, sample: int) -> tuple[Any, Skip | None]:
+        """What is made of the sample, or, when that raises BadSampleError and the policy is to replace, of another one.
 
         The candidates are drawn from the same source and follow from (seed, epoch, sample) alone, so they are the same on
         every layout. What could not be read is no bad sample: that error goes on.
         """
         try:
-            return make(block, epoch, sample), None
+            return self.make(block, epoch, sample), None
         except BadSampleError as error:
             if self.config.policy == "fail":
                 raise DataError(
                     f"{where(self.shards, sample)}: {error} (or go on with another image: data.bad_samples.policy=replace)"
                 ) from error
-            return self._replace(epoch, sample, str(error), make)
+            return self._replace(epoch, sample, str(error))
 
-    def _replace(self, epoch: int, sample: int, reason: str, make: Callable[[Loaded, int, int], T]) -> tuple[T, Skip]:
+    def _replace(self, epoch: int, sample: int, reason: str) -> tuple[Any, Skip]:
         self._note(sample)
         first, count = self.shards.source_of(sample)
         for word in words(self.config.max_run, self.seed, Purpose.REPLACE, epoch, sample):
             other = first + int(word % count)
             try:
-                made = make(self.shards.load([other]), epoch, other)
+                made = self.make(self.shards.load([other]), epoch, other)
             except BadSampleError:
                 self._note(other)
                 continue
-            return made, Skip(
-                epoch, self.shards.key(sample), shown(self.shards.place(sample).url), reason, self.shards.key(other)
-            )
+            shard = shown(self.shards.place(sample).url)
+            return made, Skip(epoch, self.shards.key(sample), shard, reason, self.shards.key(other))
         raise DataError(
             f"{where(self.shards, sample)}: {reason}; and none of {self.config.max_run} other images drawn in its place can be "
             "used; look at the shards with `vitscale data verify`"

@@ -18,12 +18,12 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from data_pipeline import decode
 from data_pipeline.box import Box
 from data_pipeline.build import build
 from data_pipeline.collection import Collection, Item
 from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig
 from data_pipeline.crop import crop_box, resize
+from data_pipeline.decode import decode
 from data_pipeline.draw import Draw, Purpose
 from data_pipeline.loader import GROUP, Layout, train_loader
 from data_pipeline.manifest import Manifest
@@ -31,6 +31,7 @@ from data_pipeline.order import Order
 from data_pipeline.stream import Shards
 
 SIZE = 224
+resized = partial(resize, height=SIZE, width=SIZE, interpolation="bicubic")
 PHOTO = (500, 375)  # width and height of ImageNet's median image
 RESTART_BLOCKS = 4
 BATCH = 64
@@ -62,8 +63,8 @@ def bench(num_images: int = 512, rounds: int = 5, threads: int | None = None) ->
     with tempfile.TemporaryDirectory() as folder:
         plain, restart = (make(Path(folder) / str(blocks), num_images, blocks) for blocks in (0, RESTART_BLOCKS))
         entries: dict[str, Callable[[], float]] = {
-            "decode_crop": partial(one_core, decode.decode, plain, resized),
-            "decode_crop_restart": partial(one_core, decode.decode, restart, resized),
+            "decode_crop": partial(one_core, decode, plain, resized),
+            "decode_crop_restart": partial(one_core, decode, restart, resized),
             "pil": partial(one_core, pil, plain),
             "loader": partial(all_cores, our_loader, plain, cores),
             "loader_restart": partial(all_cores, our_loader, restart, cores),
@@ -111,10 +112,6 @@ def all_cores(load: Callable[[Kind, int], Iterator[int]], kind: Kind, cores: int
     began = time.perf_counter()
     count = sum(batches)
     return count / (time.perf_counter() - began) / cores
-
-
-def resized(crop: np.ndarray) -> np.ndarray:
-    return resize(crop, SIZE, SIZE, "bicubic")
 
 
 def pil(image: bytes, box: Box) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Images into shards: webdataset tars with an index beside each, and a manifest per split.
 
 What each shard will hold is decided first, by arithmetic, so that processes can write them in any order, and again after a
-kill: a shard is there complete, with its index and a `.done` file that says what it holds, or not at all. The manifest comes
-last.
+kill: a shard is there complete, with its index and a `.done` file that says what it holds, or not at all.
 """
 
 import csv
@@ -38,14 +37,6 @@ from data_pipeline.sources import Reading, Source, collect
 RATIO_IMAGES = 64  # encoded to see how large images become
 SAMPLE_BYTES = 2048  # of a sample beside its image: two headers, the label, padding
 ORIGINAL = Encoding()
-
-
-class Work(NamedTuple):
-    """A shard to be written."""
-
-    split: str
-    path: Path
-    images: list[Item]
 
 
 class Done(NamedTuple):
@@ -89,15 +80,12 @@ def build(
         **{name: str(value) for name, value in encoding._asdict().items()},
     }
     _claim(out, built)
-    work = []
+    write = partial(write_shard, encoding=encoding, skip_bad=skip_bad)
     for name, images in splits.items():
         if images and not (out / f"{name}.json").exists():
             parts = _parts_of_bytes(images, shard_bytes, encoding) if shard_bytes else _parts(images, sizes)
-            work += [Work(name, out.absolute() / f"{name}-{number:05d}.tar", part) for number, part in enumerate(parts)]
-    write = partial(write_shard, encoding=encoding, skip_bad=skip_bad)
-    shards = zip(work, in_processes(write, work, workers, "shards"), strict=True)
-    for name, group in itertools.groupby(shards, lambda pair: pair[0].split):
-        _list_split(out / name, [done for _, done in group], collection.classes)
+            shards = [(out.absolute() / f"{name}-{number:05d}.tar", part) for number, part in enumerate(parts)]
+            _list_split(out / name, list(in_processes(write, shards, workers, f"{name} shards")), collection.classes)
     manifests = {name: read_manifest(str(out / f"{name}.json")) for name, images in splits.items() if images}
     for manifest in manifests.values():
         manifest.check()
@@ -113,28 +101,25 @@ def _check(val_fraction: float, sizes: list[int], shard_bytes: int, encoding: En
         raise DataError("--restart-all needs the program jpegtran; install libjpeg-turbo (Debian: libjpeg-turbo-progs)")
 
 
-def _split(
-    collection: Collection, val_fraction: float, val: Collection | None, seed: int, shuffle: bool
-) -> dict[str, list[Item]]:
+def _split(collection: Collection, fraction: float, val: Collection | None, seed: int, shuffle: bool) -> dict[str, list[Item]]:
     """The images of each split in order, with keys that are unique in both together."""
     if val and val.classes and not collection.classes:
         raise DataError("the val images have classes with names, the others only numbers; give the names with --classes FILE")
     own = merge([val], collection.classes).images if val else []
     images = with_unique_keys(collection.images + own)
     order = permutation(len(collection.images), seed, Purpose.SPLIT)
-    held = 0 if val else round(len(order) * val_fraction)
+    held = 0 if val else round(len(order) * fraction)
     own_order = permutation(len(own), seed, Purpose.SPLIT) + len(order)
     numbers = {"val": np.concatenate([order[:held], own_order]), "train": order[held:]}
     return {name: [images[i] for i in (part if shuffle else np.sort(part))] for name, part in numbers.items()}
 
 
 def _parts(images: list[Item], sizes: list[int]) -> Iterator[list[Item]]:
-    start = 0
+    remaining = iter(images)
     for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
-        if start >= len(images):
+        if not (part := list(itertools.islice(remaining, size))):
             return
-        yield images[start : start + size]
-        start += size
+        yield part
 
 
 def _parts_of_bytes(images: list[Item], shard_bytes: int, encoding: Encoding) -> Iterator[list[Item]]:
@@ -153,11 +138,9 @@ def _growth(images: list[Item], encoding: Encoding) -> float:
     before = after = 0
     for i in permutation(len(images), 0, Purpose.SPLIT)[:RATIO_IMAGES]:
         content, extension, others = images[i].read()
-        try:
+        with suppress(BadSampleError):  # said when its shard is written
             after += len(encode(content, extension, encoding).content) + sum(map(len, others.values()))
             before += images[i].num_bytes
-        except BadSampleError:  # said when its shard is written
-            continue
     return after / before if before else 1.0
 
 
@@ -177,23 +160,22 @@ def _claim(out: Path, built: dict[str, str]) -> None:
         leftover.unlink()
 
 
-def write_shard(work: Work, encoding: Encoding, skip_bad: bool) -> Done:
-    """A webdataset tar and its index, unless they are there."""
-    note = work.path.with_suffix(".done")
-    if note.exists() and (done := _read_done(note, work.path)):
+def write_shard(task: tuple[Path, list[Item]], encoding: Encoding, skip_bad: bool) -> Done:
+    """A webdataset tar of the images and its index, unless they are there."""
+    path, images = task
+    note = path.with_suffix(".done")
+    if note.exists() and (done := _read_done(note, path)):
         return done
-    partial_tar = work.path.with_suffix(f".{os.getpid()}.partial")
+    partial_tar = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        written, skipped = _write_tar(partial_tar, work.images, encoding, skip_bad)
-        row = index_shard((str(partial_tar), index_beside(str(work.path))), Labels("cls"))
-        partial_tar.replace(work.path)
+        written, skipped = _write_tar(partial_tar, images, encoding, skip_bad)
+        row = index_shard((str(partial_tar), index_beside(str(path))), Labels("cls"))
+        partial_tar.replace(path)
     except OSError as error:
-        raise DataError(
-            f"{work.path}: cannot be written ({error.strerror}); make room and run the same command again"
-        ) from None
+        raise DataError(f"{path}: cannot be written ({error.strerror}); make room and run the same command again") from None
     finally:
         partial_tar.unlink(missing_ok=True)
-    done = Done(row._replace(url=str(work.path)), _statistics(written), skipped)
+    done = Done(row._replace(url=str(path)), _statistics(written), skipped)
     storage.write(str(note), json.dumps({**done._asdict(), "row": row._asdict()}).encode())
     return done
 
@@ -224,9 +206,8 @@ def _write_tar(
                         ) from None
                     skipped.append({"key": image.key, "source": image.name, "reason": str(error)})
                     continue
-                tar.write(
-                    {**others, "__key__": image.key, encoded.extension: encoded.content, "cls": str(image.label).encode()}
-                )
+                label = str(image.label).encode()
+                tar.write({**others, "__key__": image.key, encoded.extension: encoded.content, "cls": label})
                 written.append((image, encoded._replace(content=b"")))
         file.flush()
         os.fsync(file.fileno())
@@ -268,10 +249,7 @@ def _list_split(path: Path, shards: Sequence[Done], classes: list[str]) -> None:
 
 @contextmanager
 def spool(out: Path) -> Iterator[str]:
-    """A folder in `out`, which is ours alone meanwhile, for copies of what cannot be read at random; gone at the end.
-
-    So is `out`, if nothing was built.
-    """
+    """A folder for copies of what cannot be read at random, in `out`, which is ours alone meanwhile and goes if it is empty."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
@@ -305,23 +283,19 @@ def _files(name: str, spool: str, allow_pipe: bool) -> list[Source]:
     if name.startswith("pipe:"):
         if not allow_pipe:
             raise DataError(f"{name}: would run a command of the shell; give --allow-pipe if you trust it")
-        return [Source(_copy_pipe(name, Path(tempfile.mkdtemp(dir=spool), "pipe.tar")), name)]
+        copy = Path(tempfile.mkdtemp(dir=spool), "pipe.tar")
+        try:
+            with wds.gopen(name) as stream, copy.open("wb") as file:
+                shutil.copyfileobj(stream, file)
+        except OSError as error:
+            raise DataError(f"{name}: the command failed ({error}); run it by itself to see why") from None
+        return [Source(copy, name)]
     if storage.is_remote(name):
         copy = Path(tempfile.mkdtemp(dir=spool), PurePosixPath(name.partition("?")[0]).name)
         with copy.open("wb") as file:
             download(name, file)
         return [Source(copy, shown(name))]
-    path = storage.local_path(name)
+    path, inside = storage.local_path(name), []
     if path.is_dir() and not any(inner.is_dir() for inner in path.iterdir()):
         inside = sorted(path.glob("*.tar")) or sorted(path.glob("*.parquet"))
-        return [Source(file, str(file)) for file in inside] or [Source(path, name)]
-    return [Source(path, name)]
-
-
-def _copy_pipe(name: str, copy: Path) -> Path:
-    try:
-        with wds.gopen(name) as stream, copy.open("wb") as file:
-            shutil.copyfileobj(stream, file)
-    except OSError as error:
-        raise DataError(f"{name}: the command failed ({error}); run it by itself to see why") from None
-    return copy
+    return [Source(file, str(file)) for file in inside] or [Source(path, name)]

@@ -1,10 +1,9 @@
 """A local copy of what was read from remote files, in aligned chunks, below a limit of bytes, shared by processes.
 
 A chunk is a file of its own: content, then CRC-32. Reading takes no lock: a chunk that is damaged, short or just evicted counts
-as missing, one that is open stays readable. Writing, one chunk at a time over all processes, holds a lock on the file `total`,
-which states the bytes stored. It is raised before a chunk appears and lowered after one has gone, so that a kill at any moment
-leaves it too high at worst: the limit holds, and the next eviction counts anew. What a killed writer leaves is the file
-`partial`, which the next one overwrites.
+as missing, one that is open stays readable. Writing, one chunk at a time over all processes, locks the file `total`, which
+states the bytes stored. It is raised before a chunk appears and lowered after one has gone, so that a kill leaves it too high
+at worst, and the next eviction counts anew. A killed writer's file `partial` is overwritten.
 """
 
 import contextlib
@@ -57,7 +56,7 @@ class Cache:
         """
         assert 0 <= start <= end <= size
         numbers = range(start // CHUNK_BYTES, -(-end // CHUNK_BYTES))
-        chunks = {number: self._load(self._path(name, number), _length(size, number)) for number in numbers}
+        chunks = {n: self._load(self._path(name, n), min(CHUNK_BYTES, size - n * CHUNK_BYTES)) for n in numbers}
         for missing, gap in itertools.groupby(numbers, lambda number: chunks[number] is None):
             if missing:
                 chunks.update(self._fetch(name, size, list(gap), fetch))
@@ -70,13 +69,10 @@ class Cache:
             with contextlib.suppress(OSError):  # never stored, or evicted
                 self._path(name, number).unlink()
 
-    def _fetch(self, name: str, size: int, gap: list[int], fetch: Callable[[int, int], bytes]) -> dict[int, memoryview | None]:
-        start = gap[0] * CHUNK_BYTES
-        content = memoryview(fetch(start, start + sum(_length(size, number) for number in gap)))
-        chunks: dict[int, memoryview | None] = {}
-        for number in gap:
-            offset = number * CHUNK_BYTES - start
-            chunk = chunks[number] = content[offset : offset + CHUNK_BYTES]
+    def _fetch(self, name: str, size: int, gap: list[int], fetch: Callable[[int, int], bytes]) -> dict[int, memoryview]:
+        content = memoryview(fetch(gap[0] * CHUNK_BYTES, min((gap[-1] + 1) * CHUNK_BYTES, size)))
+        chunks = {number: content[place * CHUNK_BYTES :][:CHUNK_BYTES] for place, number in enumerate(gap)}
+        for number, chunk in chunks.items():
             self._store(self._path(name, number), chunk)
         return chunks
 
@@ -110,8 +106,9 @@ class Cache:
 
     def _write(self, total: int, path: Path, stored: bytes) -> None:
         room = self.limit_bytes - len(stored)
-        before = _stated(total)
-        if before is None or before > room:
+        text = os.pread(total, TOTAL_DIGITS, 0)
+        before = int(text) if text.isdigit() else self.limit_bytes  # in doubt it is counted anew
+        if before > room:
             before = self._evict_to(min(room, int(self.limit_bytes * (1 - FREED_AT_ONCE))))
         _state(total, before + len(stored))
         partial = self.directory / "partial"
@@ -119,9 +116,8 @@ class Cache:
             partial.write_bytes(stored)
             path.parent.mkdir(exist_ok=True)
             partial.replace(path)
-        except OSError:
+        finally:
             partial.unlink(missing_ok=True)
-            raise
 
     def _evict_to(self, limit_bytes: int) -> int:
         """Remove the chunks longest unused until the rest fits; the bytes that are left. Under the lock."""
@@ -149,19 +145,9 @@ class Cache:
             os.close(file)
 
 
-def _length(size: int, number: int) -> int:
-    """Bytes of an object's chunk: the last one is shorter."""
-    return min(CHUNK_BYTES, size - number * CHUNK_BYTES)
-
-
 def _crc(path: Path, chunk: memoryview) -> bytes:
     """Also of the chunk's name, so that one in another's place is noticed."""
     return crc32(chunk, crc32(path.name.encode())).to_bytes(CRC_BYTES, "little")
-
-
-def _stated(total: int) -> int | None:
-    text = os.pread(total, TOTAL_DIGITS, 0)
-    return int(text) if text.isdigit() else None
 
 
 def _state(total: int, count: int) -> None:

@@ -64,18 +64,13 @@ def labelled(images: Sequence[Item], names: Sequence[str]) -> Collection:
     return Collection([image._replace(label=places[name]) for image, name in zip(images, names, strict=True)], classes)
 
 
-def safe_key(name: str) -> str:
-    """A name as a webdataset key: no dots (a key ends at the first), no separators, plain characters."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
-
-
 def with_unique_keys(images: list[Item]) -> list[Item]:
-    """Safe keys; a key that came before gets a number: a, a-2, a-3."""
+    """Keys without dots (a key ends at the first) and separators; one that came before gets a number: a, a-2, a-3."""
     seen: set[str] = set()
     numbers: dict[str, int] = {}
     unique = []
     for image in images:
-        key = safe = safe_key(image.key)
+        key = safe = re.sub(r"[^A-Za-z0-9_-]+", "_", image.key)
         while key in seen:
             numbers[safe] = numbers.get(safe, 1) + 1
             key = f"{safe}-{numbers[safe]}"

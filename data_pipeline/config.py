@@ -124,8 +124,7 @@ class DataConfig(Section):
     @property
     def source_weights(self) -> list[float] | None:
         """Of each training source; None = each counts by its number of images."""
-        weights = [source.weight for source in self.train if source.weight]
-        return weights or None
+        return [source.weight for source in self.train if source.weight] or None
 
     @model_validator(mode="after")
     def weights_of_all_or_none(self) -> Self:

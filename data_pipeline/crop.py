@@ -47,20 +47,11 @@ def middle(image_HWC: np.ndarray) -> np.ndarray:
 
 
 def simple_crop(image_HWC: np.ndarray, size: int, interpolation: str, draw: Draw) -> np.ndarray:
-    """The short side resized to `size`, PAD pixels reflected on every side, a crop of size x size anywhere: HWC uint8.
-
-    Source: Touvron et al. 2022, "DeiT III", section 3.
-    """
+    """The short side resized to `size`, PAD pixels reflected, a square anywhere (Touvron et al. 2022, section 3): HWC uint8."""
     image_HWC = middle(image_HWC)
     height, width, _ = image_HWC.shape
     short = min(height, width)
     resized = resize(np.ascontiguousarray(image_HWC), size * height // short, size * width // short, interpolation)
-    rows, columns = (_window(length, size, draw) for length in resized.shape[:2])
-    return resized.take(rows, axis=0).take(columns, axis=1)
-
-
-def _window(length: int, size: int, draw: Draw) -> np.ndarray:
-    """`size` consecutive pixel numbers of a side that is reflected at both ends."""
-    padded = np.pad(np.arange(length), PAD, "reflect")
-    start = draw.integer(len(padded) - size + 1)
-    return padded[start : start + size]
+    padded = np.pad(resized, ((PAD, PAD), (PAD, PAD), (0, 0)), "reflect")
+    y, x = (draw.integer(length - size + 1) for length in padded.shape[:2])
+    return padded[y : y + size, x : x + size]

@@ -36,13 +36,9 @@ def size(image: bytes) -> tuple[int, int]:
 def decode(image: bytes, box: Box | None = None) -> np.ndarray:
     """HWC uint8 RGB, upright: the whole image, or bit for bit what of it lies in `box` (in upright pixels, inside the image).
 
-    JPEGs by libjpeg-turbo; the rest, and JPEGs to be turned, of four colours or of unusual sampling, by Pillow. A crop of a
-    JPEG of one scan is decoded without what lies below it, and with restart markers without most of what lies around it
-    (jpeg.py). Of animations the first frame; alpha is dropped, so transparent pixels have the colour that is stored; of 16
-    bits the upper 8 are kept.
-
-    BadSampleError: it is no image, or has more than MAX_PIXELS. A crop says nothing of damage outside of it,
-    except that the image ends too early.
+    JPEGs by libjpeg-turbo, crops from what jpeg.py cuts out; the rest, and JPEGs to be turned or of unusual colours, by Pillow.
+    Of animations the first frame; alpha is dropped, so transparent pixels have the colour that is stored; of 16 bits the upper
+    8 are kept. BadSampleError: no image, or more than MAX_PIXELS. A crop says nothing of damage outside, but of an early end.
     """
     try:
         header = jpeg.read_header(image)

@@ -1,15 +1,16 @@
 """Randomness as a pure function of what it is for.
 
-Every draw comes from a Philox counter generator whose key is (seed, purpose) and whose counter names the thing drawn for
-(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Only raw 64-bit words are taken from numpy: the
-words are guaranteed never to change, `Generator`'s distributions are not (NEP 19).
+The key of a Philox counter generator (Salmon et al., SC 2011) is (seed, purpose), its counter names the thing drawn for. Only
+raw 64-bit words are taken from numpy: they are guaranteed never to change, `Generator`'s distributions are not (NEP 19).
 """
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
-_UNIT = 2.0**-53
+# Of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), as int64; the first is 2^64 / golden ratio.
+GOLDEN, _FIRST, _SECOND = (word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 class Purpose(IntEnum):
@@ -44,6 +45,18 @@ def permutation(count: int, seed: int, purpose: Purpose, *counter: int) -> np.nd
     return (keys & low_bits).astype(np.int64)
 
 
+def splitmix64(words: Any) -> Any:
+    """SplitMix64's output function on int64 of numpy or torch, which wrap as uint64 do."""
+    words = (words ^ shift_right(words, 30)) * _FIRST
+    words = (words ^ shift_right(words, 27)) * _SECOND
+    return words ^ shift_right(words, 31)
+
+
+def shift_right(words: Any, bits: int) -> Any:
+    """With zeros from the left; numpy's and torch's own repeats the sign."""
+    return (words >> bits) & (2 ** (64 - bits) - 1)
+
+
 class Draw:
     """A short stream of numbers for one thing, e.g. one sample in one epoch."""
 
@@ -52,7 +65,7 @@ class Draw:
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A number in [low, high)."""
-        return low + (high - low) * ((int(self._bits.random_raw()) >> 11) * _UNIT)
+        return low + (high - low) * ((int(self._bits.random_raw()) >> 11) * 2.0**-53)
 
     def integer(self, count: int) -> int:
         """A whole number in [0, count), evenly but for count / 2^64."""

@@ -56,11 +56,8 @@ def encode(image: bytes, extension: str, encoding: Encoding) -> Encoded:
 
 def fit(width: int, height: int, encoding: Encoding) -> tuple[int, int]:
     """The size within the limits, each side rounded to the nearest pixel."""
-    scale = Fraction(1)
-    if encoding.longest:
-        scale = min(scale, Fraction(encoding.longest, max(width, height)))
-    if encoding.shortest:
-        scale = min(scale, Fraction(encoding.shortest, min(width, height)))
+    limits = ((encoding.longest, max(width, height)), (encoding.shortest, min(width, height)))
+    scale = min([Fraction(1), *(Fraction(limit, side) for limit, side in limits if limit)])
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

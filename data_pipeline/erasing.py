@@ -9,12 +9,9 @@ LOG_RATIO = (math.log(0.3), -math.log(0.3))  # of height / width
 
 
 def erase_box(height: int, width: int, probability: float, draw: Draw) -> tuple[int, int, int, int]:
-    """(y, x, height, width) of a rectangle smaller than the image, with this probability; all 0 = none.
-
-    Ten tries, as timm and MAE do it.
-    """
+    """(y, x, height, width) of a rectangle smaller than the image, with this probability; all 0 = none."""
     if draw.uniform() < probability:
-        for _ in range(10):
+        for _ in range(10):  # as timm and MAE do it
             pixels = height * width * draw.uniform(*AREA)
             ratio = math.exp(draw.uniform(*LOG_RATIO))
             h, w = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))

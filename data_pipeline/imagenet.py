@@ -1,8 +1,7 @@
 """ImageNet as it is distributed, read by offsets without unpacking.
 
-`ILSVRC2012_img_train.tar` and the archives of ImageNet-21k are tars of tars, `n01440764.tar` and so on, one per synset (a
-class, by its WordNet id). `ILSVRC2012_img_val.tar` holds images alone; which synset each shows stands in the development kit,
-`ILSVRC2012_devkit_t12.tar.gz`.
+The training images and ImageNet-21k are tars of tars, `n01440764.tar` and so on, one per synset (a class, by its WordNet id).
+`ILSVRC2012_img_val.tar` holds images alone; which synset each shows stands in `ILSVRC2012_devkit_t12.tar.gz`.
 """
 
 import io

@@ -82,10 +82,9 @@ def _entry(key: str, group: list[Member], labels: Labels, name: str) -> Entry:
             f"{name}: sample {key}: {len(images)} images among its members {found}; each sample needs one "
             f"({', '.join(IMAGE_EXTENSIONS)}) beside its label, under a key of its own, and no ending twice"
         )
-    image, last = images[0], group[-1]
+    image, begin, last = images[0], group[0].begin, group[-1]
     label = labels.read(f"{name}: sample {key}", contents)
     end = last.offset + -(-len(last.content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    begin = group[0].begin
     return Entry(key, image.offset, len(image.content), crc32(image.content), label, image.offset - begin, end - begin)
 
 
@@ -103,9 +102,7 @@ def headers(file: IO[bytes], name: str) -> Iterator[tuple[tarfile.TarFile, tarfi
     # A tar cut at a 512-byte boundary, or with a damaged header, reads like a shorter one; only what follows tells.
     file.seek(tar.offset)
     if file.read(END_BYTES) != bytes(END_BYTES) or any(map(any, iter(lambda: file.read(1 << 20), b""))):
-        raise DataError(
-            f"{name}: no end-of-archive blocks at byte {tar.offset}; the tar is truncated or damaged, build or copy it anew"
-        )
+        raise DataError(f"{name}: no end-of-archive blocks at byte {tar.offset}; truncated or damaged, build or copy it anew")
 
 
 def _member(shard: IO[bytes], info: tarfile.TarInfo, name: str) -> Member:

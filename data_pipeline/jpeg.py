@@ -1,10 +1,7 @@
-"""Small JPEGs cut out of larger ones, so that a crop costs only the decoding of its neighbourhood.
+"""Small JPEGs cut out of larger ones, so that a crop costs only the decoding of its neighbourhood; docs/design.md says why.
 
-A JPEG is a stream of MCUs, tiles of 8x8 to 32x32 pixels, row by row; most of the time of decoding goes into its Huffman codes,
-which are of variable length, so none can be skipped. Two things help. What lies below a crop need not be decoded. And after
-a restart marker decoding starts anew, so between two of them lies an interval of MCUs that can be taken out and put together
-with others: a crop-decodable JPEG, which every decoder reads as the ordinary JPEG that it is (ITU-T T.81, sections B and F).
-
+A JPEG is a stream of MCUs, tiles of 8x8 to 32x32 pixels, row by row. What lies below a crop need not be decoded, and an
+interval of MCUs between two restart markers can be taken out and put together with others (ITU-T T.81, sections B and F).
 Nothing here looks at the codes themselves: damage outside of what is cut out stays unseen. Checksums and full decoding find it.
 """
 
@@ -96,11 +93,8 @@ def cut(image: bytes, header: Header, box: Box) -> tuple[bytes | bytearray, Box]
     """
     if not header.one_scan:
         return None
-    return cut_intervals(image, header, box) if header.interval else cut_below(image, header, box)
-
-
-def cut_below(image: bytes, header: Header, box: Box) -> tuple[bytes, Box] | None:
-    """The image down to the row of MCUs that ends the box."""
+    if header.interval:
+        return cut_intervals(image, header, box)
     _, bottom = _covering(box.y, box.height, MARGIN_Y, header.mcu_height, header.height)
     if bottom == header.height:
         return None
@@ -148,10 +142,7 @@ def _intervals(image: bytes, header: Header, count: int) -> np.ndarray | None:
     marker = second != 0  # else a part of a code
     if second[marker][:count].tobytes() != _markers(count):
         return None
-    bounds = np.empty(count + 1, np.int64)
-    bounds[0], bounds[1:] = header.codes, at[marker][:count]
-    bounds[1:] += header.codes + 2
-    return bounds
+    return np.concatenate(([header.codes], at[marker][:count] + header.codes + 2))
 
 
 def _join(image: bytes, bounds: np.ndarray, firsts: np.ndarray, run: int, head: bytes) -> bytearray:
@@ -173,20 +164,14 @@ def _markers(count: int) -> bytes:
 
 
 def restart_interval(width: int, mcu_width: int, wanted: int) -> int:
-    """MCUs between restart markers: the divisor of the MCUs per row nearest to `wanted`, at most twice off, else the row.
-
-    Only intervals that divide the row let columns be cut.
-    """
-    columns = -(-width // mcu_width)
+    """MCUs between restart markers: the divisor of the MCUs per row nearest to `wanted`, at most twice off, else the row."""
+    columns = -(-width // mcu_width)  # only intervals that divide the row let columns be cut
     off, interval = min((max(k / wanted, wanted / k), k) for k in range(1, columns + 1) if columns % k == 0)
     return interval if off <= 2 else columns
 
 
 def add_restarts(image: bytes, wanted: int) -> bytes | None:
-    """The same coefficients, so the same pixels and metadata, as one scan with restart markers (see `restart_interval`).
-
-    None: not a sound JPEG, or the program `jpegtran` (libjpeg-turbo) is not installed.
-    """
+    """The same pixels and metadata as one scan with restart markers. None: not a sound JPEG, or there is no `jpegtran`."""
     header, jpegtran = read_header(image), shutil.which("jpegtran")
     if header is None or jpegtran is None:
         return None

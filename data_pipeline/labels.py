@@ -12,10 +12,7 @@ RULES = "cls, txt, json:FIELD, none (unlabelled) or auto (.cls, else `label` in 
 
 
 class Labels:
-    """Where the labels of samples stand, by one of RULES.
-
-    `.cls` holds a number; the others a number or the name of one of `classes` (names win, should they look like numbers).
-    """
+    """Read by one of RULES: `.cls` holds a number, the others a number or one of `classes` (though it look like a number)."""
 
     def __init__(self, rule: str = "auto", classes: Sequence[str] = ()) -> None:
         if rule not in ("auto", "none", "cls", "txt") and not rule.startswith("json:"):

@@ -1,7 +1,6 @@
 """Images of one data set that are in another: a test set in its training set, ImageNet-1k in ImageNet-21k.
 
-The indexes hold each image's size and CRC-32, so that candidates are found without reading images; SHA-256 of their bytes
-confirms them. Copies that were encoded again, resized or cropped have other bytes and stay unseen.
+Size and CRC-32, which stand in the indexes, make candidates; SHA-256 of their bytes confirms them. Altered copies stay unseen.
 """
 
 import hashlib
@@ -62,7 +61,6 @@ def candidates(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _digests(shards: Shards, samples: np.ndarray) -> np.ndarray:
-    """SHA-256 of the images of samples."""
     digests = np.empty(len(samples), "S32")
 
     def fill(start: int) -> None:

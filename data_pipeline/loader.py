@@ -1,7 +1,4 @@
-"""Batches: samples decoded and cropped by a pool of threads, in planned order, a few steps ahead.
-
-Decoding and resizing release the interpreter lock, so threads do the work of processes without pickling or shared memory.
-"""
+"""Batches: samples decoded and cropped by a pool of threads, in planned order, a few steps ahead."""
 
 import dataclasses
 import operator
@@ -81,10 +78,9 @@ class Sample(NamedTuple):
 
     view: Callable[[], View]  # what is left to be done
     label: int
-    skip: Skip | None = None
 
 
-Decode = Callable[[Loaded, int, int], Sample]  # (block, epoch, sample number)
+Decode = Callable[[Loaded, int, int], tuple[Sample, Skip | None]]  # (block, epoch, sample number)
 
 
 class Loader:
@@ -118,18 +114,17 @@ class Loader:
 
     def _fill(self, batch: Batch, start: int, slots: list[tuple[Future[Loaded], int, int]]) -> list[Skip]:
         samples = [self._decode(block.result(), epoch, sample) for block, epoch, sample in slots]
-        for slot, sample in enumerate(samples, start):
+        for slot, (sample, _) in enumerate(samples, start):
             view = sample.view()
             batch.images_BHWC.numpy()[slot] = view.pixels_HWC
             batch.labels_B.numpy()[slot] = sample.label
             batch.flip_B.numpy()[slot] = view.flip
             batch.erase_B4.numpy()[slot] = view.erase
             batch.noise_B.numpy()[slot] = view.noise
-        return [sample.skip for sample in samples if sample.skip]
+        return [skip for _, skip in samples if skip]
 
 
 def _empty(plan: Plan, size: int, pin: bool) -> Batch:
-    """The batch that the threads fill."""
     count = len(plan.weight)
 
     def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -152,8 +147,7 @@ def _empty(plan: Plan, size: int, pin: bool) -> Batch:
 
 
 def _collect(batch: Batch, filled: list[Future[list[Skip]]]) -> Batch:
-    skips = tuple(skip for future in filled for skip in future.result())
-    return dataclasses.replace(batch, skips=skips) if skips else batch
+    return dataclasses.replace(batch, skips=tuple(skip for future in filled for skip in future.result()))
 
 
 def train_loader(
@@ -161,17 +155,12 @@ def train_loader(
 ) -> Loader:
     """A rank's share of the steps in `numbers`, augmented to size x size."""
     mine = order.lanes_of(layout.rank, layout.ranks)
-    bad_samples = BadSamples(config.bad_samples, shards, seed)
 
     def decode_one(block: Loaded, epoch: int, sample: int) -> Sample:
         image, label = usable(block, sample, num_classes)
         draw = Draw(seed, Purpose.AUGMENT, epoch, sample)
         crop = train_crop(image, config, draw)
         return Sample(lambda: train_view(crop, size, config, draw), label)
-
-    def decode_usable(block: Loaded, epoch: int, sample: int) -> Sample:
-        found, skip = bad_samples.use(block, epoch, sample, decode_one)
-        return found._replace(skip=skip)
 
     def plans() -> Generator[Plan]:
         augment, group = config.augment, config.mix_group
@@ -180,7 +169,7 @@ def train_loader(
             mix, cut = mix_plan(augment.mixup, augment.cutmix, size, group, seed, step.number, first, count)
             yield Plan(step.slots, step.blocks, mix, cut, np.ones(count, np.float32))
 
-    return Loader(plans, decode_usable, size, layout)
+    return Loader(plans, BadSamples(config.bad_samples, shards, seed, decode_one).use, size, layout)
 
 
 def usable(block: Loaded, sample: int, num_classes: int) -> tuple[bytes, int]:
@@ -197,13 +186,13 @@ def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_c
     A bad sample is an error here, whatever the policy: an accuracy on fewer images is another accuracy.
     """
 
-    def decode_or_fail(block: Loaded, _epoch: int, sample: int) -> Sample:
+    def decode_or_fail(block: Loaded, _epoch: int, sample: int) -> tuple[Sample, None]:
         try:
             image, label = usable(block, sample, num_classes)
             pixels = decode(image)
         except BadSampleError as error:
             raise DataError(f"{where(shards, sample)}: {error}; evaluation needs every image: mend the shard") from error
-        return Sample(lambda: View(eval_view(pixels, size, config.eval_crop, config.interpolation)), label)
+        return Sample(lambda: View(eval_view(pixels, size, config.eval_crop, config.interpolation)), label), None
 
     def plans() -> Generator[Plan]:
         with reading(PREFETCH_STEPS) as pool:

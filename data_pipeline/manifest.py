@@ -142,9 +142,7 @@ class Manifest:
     def check_labels(self, num_classes: int, replace_bad: bool = False) -> None:
         """The class list and every label fit a head of `num_classes`; with `replace_bad` some labels may not."""
         if self.classes and len(self.classes) != num_classes:
-            raise DataError(
-                f"{self.name}: {len(self.classes)} classes, but model.num_classes is {num_classes}; make them equal"
-            )
+            raise DataError(f"{self.name}: {len(self.classes)} classes, but model.num_classes is {num_classes}; change one")
         wrong = (self.label_min < 0) | (self.label_max >= num_classes)
         if wrong.any() and not replace_bad:
             number = int(wrong.argmax())
@@ -179,8 +177,6 @@ class _Shards(Section):
 
 
 class _File(Section):
-    """A manifest file."""
-
     format: Literal["vitscale-manifest-3"] = "vitscale-manifest-3"
     classes: list[str]
     index_dir: str = ""

@@ -9,11 +9,7 @@ from data_pipeline.noise import normal_noise
 
 
 def prepare(batch: Batch, config: DataConfig, num_classes: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """images_BCHW in `dtype` and targets_BC in float32, on the batch's device.
-
-    Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) pair each image with its neighbour inside groups of `mix_group`
-    consecutive slots; mixplan.py says which and how much.
-    """
+    """images_BCHW in `dtype` and targets_BC in float32, on the batch's device, mixed with their neighbours by mixplan.py."""
     augment = config.augment
     images_BHWC = torch.where(batch.flip_B[:, None, None, None], batch.images_BHWC.flip(2), batch.images_BHWC)
     images_BCHW = normalise(images_BHWC, config.mean, config.std)

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-_GOLDEN, _FIRST, _SECOND = (word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+from data_pipeline.draw import GOLDEN, shift_right, splitmix64
 
 
 def normal_noise(word_B: torch.Tensor, *shape: int) -> torch.Tensor:
@@ -15,28 +15,16 @@ def normal_noise(word_B: torch.Tensor, *shape: int) -> torch.Tensor:
     """
     count = math.prod(shape)
     bits = _words(word_B, (count + 1) // 2)
-    radius = (-2 * torch.log((_shift(bits, 40).float() + 0.5) * 2**-24)).sqrt()
+    radius = (-2 * torch.log((shift_right(bits, 40).float() + 0.5) * 2**-24)).sqrt()
     angle = (bits & 0xFFFFFF).float() * (math.tau * 2**-24)
     return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)[:, :count].unflatten(1, shape)
 
 
 def uniform_noise(word_B: torch.Tensor, *shape: int) -> torch.Tensor:
     """float32, uniform in [0, 1), of (B, *shape), from 24 bits of such words each."""
-    return (_shift(_words(word_B, math.prod(shape)), 40).float() * 2**-24).unflatten(1, shape)
+    return (shift_right(_words(word_B, math.prod(shape)), 40).float() * 2**-24).unflatten(1, shape)
 
 
 def _words(word_B: torch.Tensor, count: int) -> torch.Tensor:
     """The first `count` words of SplitMix64 started at each of these."""
-    return splitmix64(word_B[:, None] + torch.arange(1, count + 1, device=word_B.device) * _GOLDEN)
-
-
-def splitmix64(words: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's output function on int64, which wrap as uint64 do."""
-    words = (words ^ _shift(words, 30)) * _FIRST
-    words = (words ^ _shift(words, 27)) * _SECOND
-    return words ^ _shift(words, 31)
-
-
-def _shift(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """To the right, zeros from the left; torch's own repeats the sign."""
-    return (words >> bits) & (2 ** (64 - bits) - 1)
+    return splitmix64(word_B[:, None] + torch.arange(1, count + 1, device=word_B.device) * GOLDEN)

@@ -1,10 +1,6 @@
-"""Which sample is in which global step: arithmetic, without state, processes or data.
+"""Which sample is in which global step: arithmetic, without state, processes or data, by the rule of docs/design.md.
 
-The global batch is dealt to L lanes, g = global_batch / L samples each; rank r of R owns lanes [r*L/R, (r+1)*L/R). Each
-source has lanes in proportion to its weight and is a plan of its own: position q of its j-th lane of L' is position
-p = q*L' + j of the source, in epoch p // N. In each epoch the shards are permuted, the samples in that order are cut into
-one contiguous span per lane, a span into blocks of `shuffle_block`, and each block is permuted. Nothing here depends on
-ranks, workers or restarts, so resuming at a step is asking for that step; see docs/design.md.
+Nothing here depends on ranks, workers or restarts, so resuming at a step is asking for that step.
 """
 
 import functools
@@ -14,10 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.draw import Purpose, permutation
+from data_pipeline.draw import GOLDEN, Purpose, permutation, splitmix64
 from data_pipeline.errors import DataError
-
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread any run of consecutive lanes evenly (three gaps)
 
 
 class Slots(NamedTuple):
@@ -35,13 +29,6 @@ class Block(NamedTuple):
     samples: np.ndarray  # in the order in which they are used
 
 
-class EpochOrder(NamedTuple):
-    """The permuted shards of one epoch."""
-
-    ends: np.ndarray  # cumulated sizes in permuted order
-    shift: np.ndarray  # what to add to a position in epoch order to get the sample id, by permuted shard
-
-
 class Source:
     """The order of one source of N samples over its own lanes: who has which position, in which epoch, of which span."""
 
@@ -57,30 +44,26 @@ class Source:
         return -((lane - epoch * self.num_samples) // self.lanes)
 
     def span_start(self, epoch: int, lane: int) -> int:
-        """Samples of the epoch that belong to lanes before this one; the N % L lanes with one more form a cyclic run."""
-        base, extra = divmod(self.num_samples, self.lanes)
-        first = epoch * self.num_samples % self.lanes
-        in_run = max(0, min(lane, first + extra) - first)
-        wrapped = max(0, min(lane, first + extra - self.lanes))
-        return lane * base + in_run + wrapped
+        """Samples of the epoch that belong to lanes before this one: up to its end, less those up to its begin."""
+        begin, end = epoch * self.num_samples, (epoch + 1) * self.num_samples
+        before, after = (position // self.lanes * lane + min(position % self.lanes, lane) for position in (begin, end))
+        return after - before
 
     def samples(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Numbers, within this source, of the samples at positions of the epoch's shard order."""
-        shards = self._epoch(epoch)
-        return positions + shards.shift[np.searchsorted(shards.ends, positions, side="right")]
+        ends, shift = self._epoch(epoch)
+        return positions + shift[np.searchsorted(ends, positions, side="right")]
 
-    def _permute_shards(self, epoch: int) -> EpochOrder:
+    def _permute_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """By permuted shard: where it ends in the epoch's order, and what makes a position there a number in this source."""
         order = permutation(len(self.sizes), self.seed, Purpose.SHARDS, epoch, self.number)
         sizes = self.sizes[order]
         ends = np.cumsum(sizes)
-        return EpochOrder(ends, self.first[order] + sizes - ends)
+        return ends, self.first[order] + sizes - ends
 
 
 class Order:
-    """The order of one source or several mixed by weight, as a function of (step, lane).
-
-    `sources` holds the shard sizes of each; `weights` its share of every batch, by default its share of the samples.
-    """
+    """The order of sources (the shard sizes of each), mixed by weight, by default by their numbers of samples."""
 
     def __init__(
         self,
@@ -121,7 +104,8 @@ class Order:
         epoch = (position * source.lanes + own) // source.num_samples
         enter = source.enter(epoch, own)
         length = source.enter(epoch + 1, own) - enter
-        shift = (lane * GOLDEN & 2**64 - 1) * self.block >> 64  # spreads the reads of every rank's lanes over steps
+        # Multiples of the golden ratio spread any run of lanes evenly (three gaps), so every rank's reads over steps.
+        shift = (lane * GOLDEN & 2**64 - 1) * self.block >> 64
         index = (position - enter + shift) // self.block
         start = max(index * self.block - shift, 0)
         end = min((index + 1) * self.block - shift, length)
@@ -163,25 +147,21 @@ class LaneView:
     def __init__(self, order: Order, first_lane: int, end_lane: int, opened: Callable[[np.ndarray], Any] | None = None) -> None:
         self.order, self.first_lane, self.opened = order, first_lane, opened
         count = end_lane - first_lane
-        self._start = np.zeros(count, np.int64)
-        self._end = np.zeros(count, np.int64)
-        self._epochs = np.zeros(count, np.int64)
+        self._start, self._end, self._epochs = np.zeros((3, count), np.int64)
         self._samples = np.zeros((count, order.block), np.int64)
-        self._handles: list[Any] = [None] * count
+        self._handles = np.empty(count, object)
         self.handles: list[Any] = []
 
     def step(self, step: int) -> Slots:
         """This view's samples of a global step, in slot order: lane by lane, per_lane of each."""
-        per_lane = self.order.per_lane
-        columns = [self._column(step * per_lane + i) for i in range(per_lane)]
-        if self.opened:
-            self.handles = [handle for lane in zip(*(handles for _, _, handles in columns), strict=True) for handle in lane]
-        return Slots(
-            np.stack([epochs for epochs, _, _ in columns], axis=1).reshape(-1),
-            np.stack([samples for _, samples, _ in columns], axis=1).reshape(-1),
-        )
+        first = step * self.order.per_lane
+        columns = [self._column(first + i) for i in range(self.order.per_lane)]
+        epochs, samples, handles = (np.stack(parts, axis=1).reshape(-1) for parts in zip(*columns, strict=True))
+        self.handles = handles.tolist()
+        return Slots(epochs, samples)
 
-    def _column(self, position: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+    def _column(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Epochs, samples and handles of the slots at this position of each lane."""
         for row in np.flatnonzero((position < self._start) | (position >= self._end)):
             block = self.order.block_at(self.first_lane + int(row), position)
             self._start[row], self._end[row], self._epochs[row] = block.start, block.start + len(block.samples), block.epoch
@@ -189,7 +169,7 @@ class LaneView:
             if self.opened:
                 self._handles[row] = self.opened(block.samples)
         rows = np.arange(len(self._start))
-        return self._epochs.copy(), self._samples[rows, position - self._start], list(self._handles) if self.opened else []
+        return self._epochs.copy(), self._samples[rows, position - self._start], self._handles.copy()
 
 
 def fingerprint(slots: Slots, first_position: int) -> int:
@@ -198,14 +178,7 @@ def fingerprint(slots: Slots, first_position: int) -> int:
     `first_position` is the global number (step * global_batch + slot) of the first slot. Sums of disjoint slots add up, so
     ranks hash what they consumed and the total does not depend on how many there are.
     """
-    positions = np.arange(first_position, first_position + len(slots.samples), dtype=np.uint64)
-    mixed = _mix64(_mix64(_mix64(positions) ^ slots.epochs.astype(np.uint64)) ^ slots.samples.astype(np.uint64))
-    return int(mixed.sum(dtype=np.uint64))
-
-
-def _mix64(words: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function (Steele, Lea & Flood, OOPSLA 2014)."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    mixed = splitmix64(np.arange(first_position, first_position + len(slots.samples)) + GOLDEN)
+    for column in slots:
+        mixed = splitmix64((mixed ^ column) + GOLDEN)
+    return int(mixed.sum()) & 2**64 - 1

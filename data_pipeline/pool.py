@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -18,20 +17,16 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def in_processes(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int | None, title: str
-) -> Iterator[Result]:
-    """The results in the order of the tasks, with a bar on a terminal. With one worker or task it happens here.
-
-    `workers` is by default one per processor. The first error ends all; so does a worker that dies.
-    """
-    yield from _with_bar(_results(function, tasks, min(workers or default_workers(), len(tasks))), len(tasks), title)
+def in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int | None, title: str) -> Iterator[Result]:
+    """The results in the order of the tasks, with a bar on a terminal; by default a worker per processor, one works here."""
+    workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    yield from _with_bar(_results(work, tasks, workers), len(tasks), title)
 
 
-def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], title: str = "") -> list[Result]:
+def in_threads(work: Callable[[Task], Result], tasks: Sequence[Task], title: str = "") -> list[Result]:
     """The results in the order of the tasks, for what waits or releases the lock; with a title there is a bar."""
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        results = pool.map(function, tasks)
+        results = pool.map(work, tasks)
         return list(_with_bar(results, len(tasks), title) if title else results)
 
 
@@ -43,13 +38,13 @@ def _with_bar(results: Iterator[Result], count: int, title: str) -> Iterator[Res
     yield from track(results, title, count, console=console, disable=not console.is_terminal)
 
 
-def _results(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+def _results(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
     if workers <= 1:
-        yield from map(function, tasks)
+        yield from map(work, tasks)
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        yield from pool.map(function, tasks)
+        yield from pool.map(work, tasks)
     except BrokenProcessPool:
         raise DataError(
             f"one of {workers} worker processes died: it was killed, perhaps for want of memory; run the same command again "
@@ -70,8 +65,3 @@ def _end_with_parent() -> None:
     assert parent
     parent.join()
     os._exit(1)
-
-
-def default_workers() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

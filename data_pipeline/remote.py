@@ -1,8 +1,7 @@
-"""Byte ranges of remote files: the one door to fsspec, with our own time limits and retries.
+"""What storage.py does, for remote files: the one door to fsspec, with our own time limits and retries.
 
-What a flaky network does is tried again, ATTEMPTS times with growing pauses (about 90 s, and up to TIMEOUT_S for each attempt
-that gets no answer); what trying again cannot change, a missing file or refused credentials, is a DataError at once. Any number
-of threads may call. Errors never show a url's user or query.
+What a flaky network does is tried again (for about 90 s, and up to TIMEOUT_S for each attempt that gets no answer); what trying
+again cannot change, a missing file or refused credentials, is a DataError at once. Errors never show a url's user or query.
 """
 
 import asyncio
@@ -14,12 +13,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from data_pipeline.errors import DataError
-
-if TYPE_CHECKING:
-    from aiohttp import ClientResponse
 
 CREDENTIALS = {  # by scheme: where they are looked for
     "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; FSSPEC_S3_ANON=true for a public bucket",
@@ -65,7 +61,6 @@ def shown(url: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether there is such a file."""
     try:
         _retry(url, functools.partial(_operate, url, "info"))
     except _MissingError:
@@ -74,7 +69,6 @@ def exists(url: str) -> bool:
 
 
 def size(url: str) -> int:
-    """Bytes of the file."""
     found = _retry(url, functools.partial(_operate, url, "info"))["size"]
     if found is None:
         raise DataError(f"{shown(url)}: the server does not say how large it is (no Content-Length); serve plain files")
@@ -96,7 +90,6 @@ def read_all(url: str) -> bytes:
 
 
 def write(url: str, content: bytes) -> None:
-    """Create or replace the file."""
     if scheme_of(url) == "hf":
         raise DataError(f"{shown(url)}: hf:// is only read; write to a local folder and send it with `hf upload`")
     _retry(url, functools.partial(_operate, url, "pipe_file", content, num_bytes=len(content)))
@@ -127,7 +120,7 @@ def _read_once(url: str, start: int, end: int) -> bytes:
 
 def _operate(url: str, operation: str, *args: Any, num_bytes: int = 0, **options: Any) -> Any:
     """One attempt at an operation of the url's file system, on fsspec's own thread so that it can time out."""
-    scheme, path = scheme_of(url), url.partition("://")[2]
+    scheme, _, path = url.partition("://")
     if scheme == "hf":  # as https: its own file system asks the hub several times per read, and cannot time out
         from huggingface_hub.utils import build_hf_headers
 
@@ -142,12 +135,11 @@ def _operate(url: str, operation: str, *args: Any, num_bytes: int = 0, **options
 
 def _result(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
     future = asyncio.run_coroutine_threadsafe(work, loop)
-    while not concurrent.futures.wait([future], POLL_S).done:
-        try:
+    try:
+        while not concurrent.futures.wait([future], POLL_S).done:
             _pause(0)
-        except DataError:
-            future.cancel()
-            raise
+    finally:
+        future.cancel()
     return future.result()
 
 
@@ -160,7 +152,6 @@ def _pause(seconds: float) -> None:
 
 
 def _connect(scheme: str) -> Any:
-    """fsspec's asynchronous file system, which connects when first used."""
     import fsspec
 
     if scheme == "gs":
@@ -171,12 +162,8 @@ def _connect(scheme: str) -> Any:
         system = fsspec.filesystem("s3", skip_instance_cache=True, config_kwargs={"retries": {"total_max_attempts": 1}})
         system.retries = 1  # we do it
         return system
-    client = {
-        "raise_for_status": _refuse_whole_file,
-        "headers": {"Accept-Encoding": "identity"},
-        "trust_env": True,  # proxies and ~/.netrc
-    }
-    # encoded: a signed url is sent as it is
+    # trust_env: proxies and ~/.netrc; encoded: a signed url is sent as it is
+    client = {"raise_for_status": _refuse_whole_file, "headers": {"Accept-Encoding": "identity"}, "trust_env": True}
     return fsspec.filesystem("http", skip_instance_cache=True, encoded=True, client_kwargs=client)
 
 
@@ -188,12 +175,11 @@ def _hf_to_http(url: str) -> str:
     place: Any = hub.resolve_path(url)
     if not hasattr(place, "repo_id"):
         raise DataError(f"{url}: buckets of the hub are not read; use a dataset repository, hf://datasets/USER/NAME/...")
-    return hf_hub_url(
-        place.repo_id, place.path_in_repo, repo_type=place.repo_type, revision=place.revision, endpoint=hub.endpoint
-    )
+    where = {"repo_type": place.repo_type, "revision": place.revision, "endpoint": hub.endpoint}
+    return hf_hub_url(place.repo_id, place.path_in_repo, **where)
 
 
-async def _refuse_whole_file(response: "ClientResponse") -> None:
+async def _refuse_whole_file(response: Any) -> None:
     """Called by aiohttp before the body is read, which may be a shard of a gigabyte."""
     if response.status == 200 and "Range" in response.request_info.headers:
         response.close()
@@ -208,7 +194,6 @@ def _no_ranges(url: str) -> DataError:
 
 
 def _retry(url: str, attempt: Callable[[], T]) -> T:
-    """The result of the first attempt that succeeds."""
     for number in range(1, ATTEMPTS + 1):
         try:
             return attempt()

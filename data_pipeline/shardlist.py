@@ -34,9 +34,8 @@ def list_shards(
     An index lies beside its shard where all their folders can be written to, else in a folder beside the manifest.
     """
     location, urls = _absolute(str(manifest)), [_absolute(str(shard)) for shard in shards]
-    beside = all(not storage.is_remote(url) for url in urls) and all(
-        os.access(folder, os.W_OK) for folder in {Path(url).parent for url in urls}
-    )
+    local = not any(map(storage.is_remote, urls))
+    beside = local and all(os.access(folder, os.W_OK) for folder in {Path(url).parent for url in urls})
     index_dir = "" if beside else f"{Path(location.partition('?')[0]).stem}.index"
     tasks = [
         (url, index_beside(url) if beside else storage.join(location, f"{index_dir}/{number:06d}.idx"))
@@ -114,9 +113,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
             names.append(pattern)
             continue
         if not len(names) + _num_names(pattern) <= MAX_SHARDS:
-            raise DataError(
-                f"{shown(pattern)}: stands for more than {MAX_SHARDS:,} names; list fewer shards, of about 1 GB each"
-            )
+            raise DataError(f"{shown(pattern)}: more than {MAX_SHARDS:,} names; list fewer shards, of about 1 GB each")
         try:
             names += braceexpand(pattern)
         except ValueError:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.index import ROW
-from data_pipeline.manifest import from_columns, read_manifest, write_manifest
+from data_pipeline.manifest import Manifest, read_manifest, write_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import resident_samples
 
@@ -71,33 +71,27 @@ def start(scale: Scale) -> dict[str, float]:
 
 
 def _write_manifest(scale: Scale, location: str) -> None:
-    sizes, numbers = scale.sizes(), range(scale.shards)
-    sums = random.Random(0)
-    columns = {
-        "urls": [f"train-{number:06d}.tar" for number in numbers],
-        "samples": sizes,
-        "bytes": sizes * IMAGE_BYTES,
-        "sha256": [sums.randbytes(32).hex() for _ in numbers],
-        "index_bytes": sizes * ROW.itemsize,
-        "index_crc32": sizes,
-        "label_min": np.zeros_like(sizes),
-        "label_max": np.full_like(sizes, 999),
-    }
-    write_manifest(from_columns(location, columns, classes=[]))
+    sizes, numbers, sums = scale.sizes(), range(scale.shards), random.Random(0)
+    urls, sha256 = [f"train-{number:06d}.tar" for number in numbers], [sums.randbytes(32).hex() for _ in numbers]
+    labels = np.zeros_like(sizes)
+    columns = (urls, sizes, sizes * IMAGE_BYTES, sha256, sizes * ROW.itemsize, sizes, labels, labels)  # in their order
+    write_manifest(Manifest(location, *columns, classes=[]))
 
 
 def _start_here(location: str, scale: Scale) -> dict[str, float]:
     """What a rank does at its start, timed."""
-    times = [time.perf_counter()]
+    begin = time.perf_counter()
     manifest = read_manifest(location)
-    times.append(time.perf_counter())
+    read = time.perf_counter()
     assert manifest.digest
-    times.append(time.perf_counter())
+    digested = time.perf_counter()
     _step_ms(scale, scale.order(manifest.samples), [0])
-    times.append(time.perf_counter())
+    ordered = time.perf_counter()
     memory = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return {
-        **dict(zip(("start_manifest_s", "start_digest_s", "start_order_s"), np.diff(times).tolist(), strict=True)),
+        "start_manifest_s": read - begin,
+        "start_digest_s": digested - read,
+        "start_order_s": ordered - digested,
         "start_peak_mib": int(memory["VmHWM"].removesuffix("kB")) / 1024,  # ru_maxrss would count the parent's
         "start_resident_mib": int(memory["VmRSS"].removesuffix("kB")) / 1024,
     }

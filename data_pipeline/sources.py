@@ -63,20 +63,13 @@ def digits() -> Collection:
     """The 1,797 handwritten digits inside scikit-learn (UCI optical recognition of handwritten digits, test part), as JPEG."""
     from sklearn.datasets import load_digits
 
-    scans, labels = load_digits(return_X_y=True)
-    images = [
-        Item(f"digit{number:04d}", "jpg", int(label), _digit_jpeg(scan))
-        for number, (scan, label) in enumerate(zip(scans, labels, strict=True))
-    ]
+    found, images = load_digits(), []
+    for number, (pixels, label) in enumerate(zip(found.images, found.target, strict=True)):
+        grey = Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8))  # levels 0..16
+        file = io.BytesIO()
+        grey.resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC).convert("RGB").save(file, "JPEG", quality=95)
+        images.append(Item(f"digit{number:04d}", "jpg", int(label), file.getvalue()))
     return Collection(images, [str(digit) for digit in range(10)])
-
-
-def _digit_jpeg(scan: np.ndarray) -> bytes:
-    """An 8x8 scan with grey levels 0..16 -> an enlarged JPEG."""
-    grey = Image.fromarray(np.round(scan.reshape(8, 8) * (255 / 16)).astype(np.uint8))
-    file = io.BytesIO()
-    grey.resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC).convert("RGB").save(file, "JPEG", quality=95)
-    return file.getvalue()
 
 
 def folder(root: Path) -> Collection:
@@ -116,7 +109,6 @@ def listing(path: Path, classes: Sequence[str] = ()) -> Collection:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, row) of a listing."""
     line = 0
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -132,11 +124,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path}: not a listing, {what}, near line {line} ({error}); write it anew") from None
 
 
-def _labelled(images: list[Item], labels: list[str], classes: Sequence[str]) -> Collection:
-    """Labels as they stand in a table -> numbers."""
+def _labelled(images: list[Item], labels: list[str], classes: Sequence[str], names: Sequence[str] = ()) -> Collection:
+    """Labels as they stand in a table -> numbers; with `names` they are numbers already, of these."""
     found = set(labels)
-    if not found <= set(classes) and all(re.fullmatch(r"-?\d+", label) for label in found):
-        return Collection([image._replace(label=int(label)) for image, label in zip(images, labels, strict=True)], [])
+    if names or (not found <= set(classes) and all(re.fullmatch(r"-?\d+", label) for label in found)):
+        return Collection([image._replace(label=int(label)) for image, label in zip(images, labels, strict=True)], list(names))
     return labelled(images, labels)
 
 
@@ -163,9 +155,7 @@ def parquet(path: Path, reading: Reading) -> Collection:
                     labels.append(str(row["label"]))
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: not a parquet file that can be read ({error}); copy it anew") from None
-    if names:
-        return Collection([image._replace(label=int(label)) for image, label in zip(images, labels, strict=True)], names)
-    return _labelled(images, labels, reading.classes)
+    return _labelled(images, labels, reading.classes, names)
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> list[str]:

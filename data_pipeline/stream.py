@@ -1,7 +1,4 @@
-"""Samples out of shards: a block of them by one ranged read, and all in planned order.
-
-`planned` is a source for webdataset stages of one's own.
-"""
+"""Samples out of shards: a block of them by one ranged read, and all in planned order."""
 
 import contextlib
 import hashlib
@@ -136,7 +133,6 @@ class Shards:
         return RawSample(block.keys()[sample], image, label)
 
     def key(self, sample: int) -> str:
-        """The key of a sample: its members' name up to the first dot."""
         return self.keys([sample])[sample]
 
 
@@ -159,13 +155,10 @@ class _Part(NamedTuple):
 
 
 def _has_keys(rows: np.ndarray, place: Place) -> bool:
-    """Whether the keys lie in the index, one after another."""
-    offsets = [*rows["key_offset"].tolist(), int(rows["key_offset"][-1]) + int(rows["key_size"][-1])]
-    return (
-        sorted(offsets) == offsets
-        and rows_range(0, place.row)[1] < offsets[0]
-        and offsets[-1] <= place.manifest.index_bytes[place.shard]
-    )
+    """Whether the keys lie in the index, behind earlier rows and one after another."""
+    starts, end = rows["key_offset"].tolist(), int(rows["key_offset"][-1]) + int(rows["key_size"][-1])
+    places = [rows_range(0, place.row)[1] + 1, *starts, end, int(place.manifest.index_bytes[place.shard])]
+    return sorted(places) == places
 
 
 class Loaded:
@@ -204,9 +197,8 @@ class Loaded:
             spans = [(offset, offset + size) for _, _, _, _, size, offset, _, _ in part.rows]
             begin = spans[0][0]
             names = self.shards.read_bytes(part.place, begin, spans[-1][1], index=True)
-            found.update(
-                {part.first + n: names[a - begin : b - begin].decode(errors="replace") for n, (a, b) in enumerate(spans)}
-            )
+            for number, (start, end) in enumerate(spans, part.first):
+                found[number] = names[start - begin : end - begin].decode(errors="replace")
         return found
 
     def _find(self, sample: int) -> tuple[_Part, tuple[int, ...]]:

@@ -171,8 +171,13 @@ def test_more_files_than_may_stay_open_are_read_by_many_threads(tmp_path):
         (tmp_path / str(number)).write_bytes(number.to_bytes(4, "big") * 1000)
     draw = random.Random(0)
     numbers = [draw.randrange(count) for _ in range(4000)]
+
+    def read(number: int) -> bytes:
+        storage.will_need(str(tmp_path / str(number)), 400, 800)
+        return storage.read(str(tmp_path / str(number)), 400, 800)
+
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda number: storage.read(str(tmp_path / str(number)), 400, 800), numbers))
+        found = list(pool.map(read, numbers))
     assert found == [number.to_bytes(4, "big") * 100 for number in numbers]
     opened = [link for link in Path("/proc/self/fd").iterdir() if os.path.realpath(link).startswith(str(tmp_path))]
     assert len(opened) == storage.OPEN_FILES
