@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from data_pipeline.stream import Shards
 from vitscale.cli import train
 from vitscale.errors import LaunchError
 from vitscale.orphan import die_with_parent
-from vitscale.progress import clock, say
+from vitscale.progress import say
 from vitscale.pull import pull
 from vitscale.recipe import load
 from vitscale.rundir import RunDir
@@ -129,7 +130,7 @@ def report(done: list[Stage], champion: str, uri: str, seconds: float) -> None:
         say(f"{stage.title:<54}{metrics['eval/top1']:>8.4f}{metrics['speed/images_per_s']:>10,.0f}  {model}")
     mlflow = Path(sys.executable).with_name("mlflow")
     page = f"{mlflow} server --backend-store-uri '{uri}' --port 5001; http://127.0.0.1:5001" if sqlite_path(uri) else uri
-    say(f"{clock(seconds)} in all. MLflow page: {page}")
+    say(f"{timedelta(seconds=round(seconds))} in all. MLflow page: {page}")
     pretrain, finetune = (run.status["metrics"]["eval/top1"] for _, run in rows[:2])
     summary = {
         "pretrain_top1": round(pretrain, 4),

@@ -46,12 +46,7 @@ class Meter:
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items; the time until each arrives counts as waiting for data, that for the first as starting."""
-        iterator = iter(items)
-        while True:
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
+        for item in items:
             self._phases.enter("train")
             yield item
             self._phases.enter("data")

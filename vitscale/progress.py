@@ -4,6 +4,7 @@ import contextlib
 import math
 import sys
 import time
+from datetime import timedelta
 from typing import Self
 
 from rich.console import Console
@@ -37,7 +38,7 @@ class TrainProgress:
 
     def update(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
         known = "" if math.isnan(loss) else f"loss {loss:.3f}  "  # it comes one step late
-        text = f"{known}{images_per_s:,.0f} images/s  {clock(seconds_left)} left"
+        text = f"{known}{images_per_s:,.0f} images/s  {timedelta(seconds=round(seconds_left))} left"
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
         elif self._lines and (time.monotonic() - self._last > LINE_EVERY_S or step == self._total):
@@ -50,10 +51,3 @@ class TrainProgress:
         self._task = bar.add_task(self._name, total=self._total, completed=start, text="")
         bar.start()
         return bar
-
-
-def clock(seconds: float) -> str:
-    """3725 -> 1:02:05"""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -14,7 +14,7 @@ from vitscale import recipe
 from vitscale.config import RunConfig
 from vitscale.duration import Duration
 from vitscale.figures import drawing
-from vitscale.sums import SUMS
+from vitscale.retention import complete
 
 NUM_IMAGES = 16  # on which attention is looked at
 
@@ -26,7 +26,7 @@ def draw_due(run_dir: Path) -> None:
     """
     for table in sorted(run_dir.glob("artifacts/eval*/step_*/confusion.csv")):
         draw_confusions(table.parent)
-    checkpoint = max((path.parent for path in run_dir.glob(f"checkpoints/step_{'[0-9]' * 8}/{SUMS}")), default=None)
+    checkpoint = max(complete(run_dir / "checkpoints"), default=None)
     drawn = max((step_of(path) for path in run_dir.glob("artifacts/figures/step_*")), default=0)
     if checkpoint and step_of(checkpoint) > drawn:
         cfg = recipe.load(run_dir / "recipe.yaml")

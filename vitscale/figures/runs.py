@@ -15,6 +15,7 @@ from vitscale import recipe
 from vitscale.config import RunConfig
 from vitscale.errors import TrackingError
 from vitscale.figures.drawing import COLOURS, panels, save
+from vitscale.history import read_log
 from vitscale.model.flops import train_flops
 from vitscale.tracking import connect
 
@@ -105,8 +106,7 @@ def read_runs(source: str, uri: str) -> list[Run]:
 def of_directory(path: Path) -> Run:
     if not (path / "metrics.jsonl").is_file():
         raise TrackingError(f"{path}: not a run directory (no metrics.jsonl in it); give one, or runs:/RUN_ID")
-    log, origin, run_id = (path / "metrics.jsonl").read_text(), path / "init" / "origin.json", path / "mlflow_run_id"
-    lines = [json.loads(line) for line in log[: log.rfind("\n") + 1].splitlines()]  # whole ones: the run may be going on
+    lines, origin, run_id = read_log(path / "metrics.jsonl"), path / "init" / "origin.json", path / "mlflow_run_id"
     return Run(
         recipe.load(path / "recipe.yaml"),
         {key: [(line["step"], line["metrics"][key]) for line in lines if key in line["metrics"]] for key in (LOSS, ACCURACY)},

@@ -23,12 +23,10 @@ class Fate(NamedTuple):
     detail: str = ""
 
 
-@torch.no_grad()
 def fill(model: nn.Module, weights: dict[str, torch.Tensor], config: ModelConfig, path: Path) -> None:
     """Set every parameter from the file; names and shapes must be exactly the model's."""
     check_tensors(weights, config, str(path))
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
+    model.load_state_dict(weights)
 
 
 @torch.no_grad()
