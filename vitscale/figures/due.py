@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +53,11 @@ def draw_checkpoint(checkpoint: Path, cfg: RunConfig, out: Path) -> None:
     """Pictures of a checkpoint's model, all or none."""
     from vitscale.figures.model import draw_model  # torch takes its time, and is rarely needed
     from vitscale.pretrained import load_pretrained
+    from vitscale.weights.files import whole
 
     images = some_images(cfg.data.val.manifest, NUM_IMAGES) if cfg.data.val else []
-    partial = checkpoint.parents[1] / ".figures.partial"  # hidden: what lies in `artifacts/` is complete
-    shutil.rmtree(partial, ignore_errors=True)
-    list(draw_model(load_pretrained(checkpoint), images, partial))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(out)
+    with whole(out) as partial:
+        list(draw_model(load_pretrained(checkpoint), images, partial))
 
 
 def some_images(manifest: str, count: int) -> list[Image.Image]:

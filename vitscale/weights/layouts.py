@@ -14,27 +14,24 @@ cls_token                          cls
 pos_embed.table                    Transformer/posembed_input/pos_embedding
 patch_embed.proj.weight            embedding/kernel                                                   o (p q c) -> p q c o
 patch_embed.proj.bias              embedding/bias
-blocks.*.norm1.{weight,bias}       Transformer/encoderblock_*/LayerNorm_0/{scale,bias}
+blocks.*.norm{1,2}.{weight,bias}   Transformer/encoderblock_*/LayerNorm_{0,2}/{scale,bias}
 blocks.*.attention.qkv.weight      Transformer/encoderblock_*/Attention_1/{query+key+value}/kernel    (h d) i -> i h d
 blocks.*.attention.qkv.bias        Transformer/encoderblock_*/Attention_1/{query+key+value}/bias      (h d) -> h d
 blocks.*.attention.out.weight      Transformer/encoderblock_*/Attention_1/out/kernel                  o (h d) -> h d o
 blocks.*.attention.out.bias        Transformer/encoderblock_*/Attention_1/out/bias
-blocks.*.norm2.{weight,bias}       Transformer/encoderblock_*/LayerNorm_2/{scale,bias}
-blocks.*.mlp.{fc1,fc2}.weight      Transformer/encoderblock_*/MlpBlock_3/{Dense_0,Dense_1}/kernel     o i -> i o
-blocks.*.mlp.{fc1,fc2}.bias        Transformer/encoderblock_*/MlpBlock_3/{Dense_0,Dense_1}/bias
+blocks.*.mlp.fc{1,2}.weight        Transformer/encoderblock_*/MlpBlock_3/Dense_{0,1}/kernel           o i -> i o
+blocks.*.mlp.fc{1,2}.bias          Transformer/encoderblock_*/MlpBlock_3/Dense_{0,1}/bias
 norm.{weight,bias}                 Transformer/encoder_norm/{scale,bias}
-pre_logits.fc.weight               pre_logits/kernel                                                  o i -> i o
-pre_logits.fc.bias                 pre_logits/bias
-head.weight                        head/kernel                                                        o i -> i o
-head.bias                          head/bias
+{pre_logits.fc,head}.weight        {pre_logits,head}/kernel                                           o i -> i o
+{pre_logits.fc,head}.bias          {pre_logits,head}/bias
 """.replace("Attention_1", "MultiHeadDotProductAttention_1")
 OFFICIAL_STEM = """
-stem.root.weight                         conv_root/kernel                   o i y x -> y x i o
-stem.norm.{weight,bias}                  gn_root/{scale,bias}               c -> 1 1 1 c
-stem.stages.*.*.conv{1,2,3}.weight         block*/unit*/conv{1,2,3}/kernel        o i y x -> y x i o
-stem.stages.*.*.shortcut.0.weight          block*/unit*/conv_proj/kernel          o i y x -> y x i o
-stem.stages.*.*.norm{1,2,3}.{weight,bias}  block*/unit*/gn{1,2,3}/{scale,bias}    c -> 1 1 1 c
-stem.stages.*.*.shortcut.1.{weight,bias}   block*/unit*/gn_proj/{scale,bias}      c -> 1 1 1 c
+stem.root.weight                           conv_root/kernel                      o i y x -> y x i o
+stem.norm.{weight,bias}                    gn_root/{scale,bias}                  c -> 1 1 1 c
+stem.stages.*.*.conv{1,2,3}.weight         block*/unit*/conv{1,2,3}/kernel       o i y x -> y x i o
+stem.stages.*.*.shortcut.0.weight          block*/unit*/conv_proj/kernel         o i y x -> y x i o
+stem.stages.*.*.norm{1,2,3}.{weight,bias}  block*/unit*/gn{1,2,3}/{scale,bias}   c -> 1 1 1 c
+stem.stages.*.*.shortcut.1.{weight,bias}   block*/unit*/gn_proj/{scale,bias}     c -> 1 1 1 c
 """
 
 # google-research/big_vision numbers a block's layers by kind and adds positions before the class token joins.
@@ -42,7 +39,7 @@ BIG_VISION = (
     OFFICIAL.replace("Transformer/posembed_input/pos_embedding", "pos_embedding")
     .replace("Attention_1", "Attention_0")
     .replace("MlpBlock_3", "MlpBlock_0")
-    .replace("LayerNorm_2", "LayerNorm_1")
+    .replace("LayerNorm_{0,2}", "LayerNorm_{0,1}")
 )
 BIG_VISION_POOL = """
 attention_pool.probe                     MAPHead_0/probe
@@ -53,8 +50,8 @@ attention_pool.kv.bias                   MAPHead_0/MultiHeadDotProductAttention_
 attention_pool.out.weight                MAPHead_0/MultiHeadDotProductAttention_0/out/kernel             o (h d) -> h d o
 attention_pool.out.bias                  MAPHead_0/MultiHeadDotProductAttention_0/out/bias
 attention_pool.norm.{weight,bias}        MAPHead_0/LayerNorm_0/{scale,bias}
-attention_pool.mlp.{fc1,fc2}.weight      MAPHead_0/MlpBlock_0/{Dense_0,Dense_1}/kernel                   o i -> i o
-attention_pool.mlp.{fc1,fc2}.bias        MAPHead_0/MlpBlock_0/{Dense_0,Dense_1}/bias
+attention_pool.mlp.fc{1,2}.weight        MAPHead_0/MlpBlock_0/Dense_{0,1}/kernel                         o i -> i o
+attention_pool.mlp.fc{1,2}.bias          MAPHead_0/MlpBlock_0/Dense_{0,1}/bias
 """
 
 # google-research/big_transfer, counted from 1.
