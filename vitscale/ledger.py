@@ -32,7 +32,6 @@ class Ledger:
         state.skipped += len(lines)
         with self.world.alone():
             if self.world.is_main and (self._unwritten or lines):
-                self._unwritten = append(
-                    self.path, self._unwritten + "".join(json.dumps(line) + "\n" for line in lines).encode()
-                )
+                self._unwritten += "".join(json.dumps(line) + "\n" for line in lines).encode()
+                self._unwritten = append(self.path, self._unwritten)
                 check_fraction(self.config, state.skipped, state.samples)

@@ -33,7 +33,6 @@ class Meter:
 
     @classmethod
     def of(cls, cfg: RunConfig, world: World) -> "Meter":
-        """The meter of a run on this world's devices."""
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
         stated = peak_flops(name, cfg.hardware.peak_tflops, world.size)
         measured = measure_flops(world.device, DTYPES[cfg.hardware.precision]) * world.size
@@ -52,7 +51,6 @@ class Meter:
             self._phases.enter("data")
 
     def step(self) -> None:
-        """A step was made."""
         now = self._training_s()
         self._step_times.append(now - self._last_step)
         self._last_step = now

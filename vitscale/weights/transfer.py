@@ -106,6 +106,5 @@ def summarise(fates: list[Fate]) -> str:
 
 
 def table(fates: list[Fate]) -> str:
-    """One line per tensor."""
     width = max(len(fate.name) for fate in fates)
     return "\n".join(f"{fate.name:<{width}}  {fate.fate:<8} {fate.detail}".rstrip() for fate in fates)
