@@ -17,6 +17,7 @@ def add_figures_command(commands: Commands, model_help: str) -> None:
     figures.add_argument("--image-size", type=count, help="another size of images, in pixels (default: the model's)")
     figures.add_argument("--runs", nargs="+", default=[], metavar="RUN", help=RUNS_HELP)
     figures.add_argument("--out", type=Path, required=True, help="folder for PNG and SVG files")
+    figures.add_argument("--log", action="store_true", help="also into the MLflow run that the model is of")
     figures.add_argument("--tracking-uri", help="MLflow (default: MLFLOW_TRACKING_URI, else runs/mlflow.db here)")
 
 
@@ -36,6 +37,23 @@ def run_figures(args: argparse.Namespace) -> int:
         images = [open_image(path) for path in args.image] + (some_images(args.data, args.count) if args.data else [])
         for line in draw_model(load_pretrained(args.model, uri, args.image_size), images, args.out):
             print(line, flush=True)
+        if args.log:
+            print(f"logged to run {log(args.model, uri, args.out)}")
     for line in draw_runs(args.runs, uri, args.out) if args.runs else ():
         print(line, flush=True)
     return 0
+
+
+def log(model: str, uri: str, folder: Path) -> str:
+    """Store the pictures in the model's MLflow run, whose id is returned."""
+    from vitscale import registry, source
+    from vitscale.errors import UserError
+    from vitscale.tracking import connect
+
+    known = model.startswith(registry.SCHEMES)
+    run_id = registry.resolve(model, uri).run_id if known else source.run_id(Path(model))
+    if run_id is None:
+        raise UserError(f"--log: {model} is of no MLflow run; its pictures are in {folder}")
+    with registry.mlflow_errors(uri):
+        connect(uri).log_artifacts(run_id, str(folder), f"figures/{folder.absolute().name}")
+    return run_id

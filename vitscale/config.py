@@ -110,9 +110,9 @@ class TrackingConfig(Section):
     """tracking server or database; default MLFLOW_TRACKING_URI, else SQLite under `runs`"""
     experiment: str = "vitscale"
     """MLflow experiment"""
-    tags: dict[str, str] = Field(default_factory=dict)
+    tags: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.: /-]+$")], str] = Field(default_factory=dict)
     """tags of the MLflow run"""
-    parent: str | None = None
+    parent: str | None = Field(None, pattern="^[0-9a-f]{32}$")
     """id of the MLflow run that this one is listed under, as the runs of a sweep are"""
     log_every: int = Field(50, ge=1)
     """steps between two points of the training curves"""

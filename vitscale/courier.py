@@ -91,7 +91,7 @@ class Tracker:
         if self._courier.returncode:
             say(
                 f"warning: MLflow at {without_secrets(self.uri)} does not have the whole history after {within:.0f} s "
-                f"({left(self._run) or 'its status'} left); to send it: vitscale sync {self._run.path}"
+                f"({left(self._run) or 'its status, or pictures'} left); to send it: vitscale sync {self._run.path}"
             )
 
 
@@ -104,10 +104,10 @@ def main(path: Path) -> None:
         while True:
             over = status != "RUNNING"
             try:
-                if status == "FINISHED":
-                    delivery.round("RUNNING")  # what is there already need not wait for pictures
-                    chores.finish()
                 delivery.round(status)
+                if status == "FINISHED":  # what is there need not wait for the last pictures
+                    chores.finish()
+                    delivery.round(status)
                 if over:
                     return
                 problem = ""
@@ -136,28 +136,37 @@ class Chores:
         self._thread.join()
 
     def _work(self) -> None:
-        from vitscale.figures.due import draw_due  # matplotlib; the trainer imports this file, too
-
-        problem = ""
+        problems: dict[str, str] = {}
         while True:
             last = self._over.is_set()
-            try:
-                draw_due(self._run.path)
-                if self._cfg.publish and self._run.mlflow_run_id.exists() and not last:
-                    publish_due(self._run, self._cfg, self._uri, self._run.mlflow_run_id.read_text(), finished=False)
-                problem = ""
-            except Exception as error:  # a picture or a copy that is missing harms no training
-                if str(error) != problem:
-                    say(f"warning: {self._run.path}: {reason(error)}; tried again later")
-                problem = str(error)
+            for name, chore in {"draw": self._draw, **({} if last else {"publish": self._publish})}.items():
+                try:
+                    chore()
+                    problems.pop(name, None)
+                except Exception as error:  # a picture or a copy that is missing harms no training
+                    if problems.get(name) != str(error):
+                        say(f"warning: {self._run.path}: to {name}: {reason(error)}; tried again later")
+                    problems[name] = str(error)
             if last:
                 return
             self._over.wait(SEND_EVERY_S)
 
+    def _draw(self) -> None:
+        from vitscale.figures.due import draw_due  # matplotlib; the trainer imports this file, too
+
+        draw_due(self._run.path)
+
+    def _publish(self) -> None:
+        if self._cfg.publish and self._run.mlflow_run_id.exists():
+            publish_due(self._run, self._cfg, self._uri, self._run.mlflow_run_id.read_text(), finished=False)
+
 
 def ended(run: RunDir) -> str:
     """How a training ended that can no longer say so, as its run directory tells it."""
-    return {"finished": "FINISHED", "failed": "FAILED"}.get(run.status.get("state", ""), "KILLED")
+    status = run.status
+    if status.get("trained"):  # whatever became of its publishing
+        return "FINISHED"
+    return {"finished": "FINISHED", "failed": "FAILED"}.get(status.get("state", ""), "KILLED")
 
 
 @contextmanager
@@ -189,8 +198,12 @@ def sync(path: Path) -> str:
     delivery = Delivery(cfg, run)
     try:
         with alone(run):
-            draw_due(path)
-            return delivery.round(ended(run))
+            run_id = delivery.round(ended(run))
+            try:
+                draw_due(path)
+            except Exception as error:  # without the images, say, elsewhere
+                say(f"warning: {path}: pictures that are due cannot be drawn: {reason(error)}")
+            return delivery.round(ended(run)) or run_id
     except Exception as error:
         raise TrackingError(f"{delivery.name}: {reason(error)}. Nothing is lost, try again when that is mended") from error
 

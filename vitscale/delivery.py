@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 
 from vitscale import fault
 from vitscale.config import RunConfig
-from vitscale.errors import TrackingError
-from vitscale.history import read_log, whole_lines
+from vitscale.history import parse, read_log, whole_lines
 from vitscale.rundir import RunDir, replace_text
-from vitscale.tracking import connect, experiment_id, sqlite_path, tracking_uri, without_secrets
+from vitscale.tracking import connect, experiment_id, is_known, sqlite_path, tracking_uri, without_secrets
 
 Item = TypeVar("Item")
 
@@ -41,16 +40,16 @@ class Mark:
     files: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # below artifacts/: size and time of change
 
     @classmethod
-    def read(cls, run: RunDir) -> "Mark":
+    def read(cls, path: Path) -> "Mark":
         try:
-            return cls(**json.loads(run.mlflow_sent.read_text()))
+            return cls(**json.loads((path / ".mlflow_sent").read_text()))
         except (OSError, ValueError, TypeError):  # none yet, or damaged: everything is sent again
             return cls()
 
 
 def store_uri(cfg: RunConfig, run: RunDir) -> str:
     """Where the run is or will be: `tracking_uri`, but for a directory that was moved away from its SQLite store."""
-    mark, uri = Mark.read(run), tracking_uri(cfg.tracking, cfg.runs)
+    mark, uri = Mark.read(run.path), tracking_uri(cfg.tracking, cfg.runs)
     before = sqlite_path(mark.uri)
     moved = before is not None and before.exists() and not Path(mark.path).exists()
     return mark.uri if moved and uri == tracking_uri(None, cfg.runs) and "MLFLOW_TRACKING_URI" not in os.environ else uri
@@ -58,7 +57,7 @@ def store_uri(cfg: RunConfig, run: RunDir) -> str:
 
 def left(run: RunDir) -> str:
     """What MLflow does not have yet: `lines of metrics: 3, files: 1`; "" = nothing."""
-    mark = Mark.read(run)
+    mark = Mark.read(run.path)
     lines = run.metrics.read_bytes()[mark.metrics :].count(b"\n") if run.metrics.exists() else 0
     counts = {"lines of metrics": lines, "files": len(unsent(run, mark)), "starts": len(read_log(run.attempts)) - mark.attempts}
     return ", ".join(f"{name}: {count}" for name, count in counts.items() if count > 0)
@@ -87,7 +86,7 @@ class Delivery:
 
     def round(self, status: str) -> str:
         """Send what is new, then set the run's status; returns its id."""
-        self._mark = Mark.read(self._run)
+        self._mark = Mark.read(self._run.path)
         if self._client is None:
             client = connect(self.uri)
             self._find_run(client)
@@ -109,9 +108,12 @@ class Delivery:
     def _find_run(self, client: Any) -> None:
         """The one run of this directory: the noted one, else one that a killed start has made, else a new one."""
         note = self._run.mlflow_run_id
+        if self._is_copy():  # it has a run of its own
+            self._mark = Mark()
+            note.unlink(missing_ok=True)
         self._note(path=str(self._run.path), uri=self.uri)
         run_id = note.read_text() if note.exists() else ""
-        if not run_id or not _is_known(client, run_id):
+        if not run_id or not is_known(client, run_id):
             experiment = experiment_id(client, self._cfg.tracking.experiment, self.uri)
             made = client.search_runs([experiment], f"tags.`{DIRECTORY_TAG}` = '{self._mark.directory}'")
             made_by = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "vitscale.train", "mlflow.source.type": "JOB"}
@@ -121,6 +123,12 @@ class Delivery:
             replace_text(note, run_id)
         if run_id != self._mark.run_id:
             self._note(run_id=run_id, metrics=0, attempts=0, files={})
+
+    def _is_copy(self) -> bool:
+        """Of a directory that is still there."""
+        there, here = Path(self._mark.path), self._run.path
+        same = Mark.read(there).directory == self._mark.directory
+        return bool(self._mark.path) and same and not there.samefile(here)
 
     def _describe(self, client: Any) -> None:
         """Parameters, those that are not there yet: MLflow lets none change. Tags, and where the weights are from."""
@@ -135,7 +143,7 @@ class Delivery:
         tags = {**tracking.tags, "mlflow.note.content": self._cfg.about or "", **self._origin(client)}
         if tracking.parent:
             tags["mlflow.parentRunId"] = tracking.parent
-        client.log_batch(run_id, tags=[RunTag(key, text) for key, text in tags.items()])
+        client.log_batch(run_id, tags=[RunTag(key, without_secrets(text)) for key, text in tags.items()])
 
     def _origin(self, client: Any) -> dict[str, str]:
         """Tags that name the model which the weights are from; where the store has it, it and its run name this run, too."""
@@ -168,18 +176,20 @@ class Delivery:
             inputs = [DatasetInput(dataset, [context]) for context, dataset in data]
             self._client.log_inputs(self._mark.run_id, datasets=inputs)
             self._client.set_tag(self._mark.run_id, "mlflow.source.git.commit", attempt["commit"].partition(" ")[0])
-            self._client.set_tag(self._mark.run_id, f"restart.{number}", json.dumps(attempt)[:TEXT_LENGTH])
+            self._client.set_tag(self._mark.run_id, f"restart.{number}", without_secrets(json.dumps(attempt))[:TEXT_LENGTH])
             self._note(attempts=number + 1)
 
     def _send_metrics(self) -> None:
         from mlflow.entities import Metric
 
+        if not self._run.metrics.exists():  # killed before the first
+            return
         with self._run.metrics.open("rb") as log:
             os.fsync(log.fileno())  # the mark must not outlive, in a power cut, the lines that it counts
             log.seek(self._mark.metrics)
             lines = whole_lines(log.read()).splitlines(keepends=True)
         for piece in pieces(lines, LINES):
-            points = [json.loads(line) for line in piece]
+            points = [point for line in piece if (point := parse(line))]
             metrics = [Metric(key, value, p["time_ms"], p["step"]) for p in points for key, value in p["metrics"].items()]
             for batch in pieces(metrics, METRICS):
                 self._client.log_batch(self._mark.run_id, metrics=batch)
@@ -191,21 +201,6 @@ class Delivery:
             folder = str(Path(name).parent)
             self._client.log_artifact(self._mark.run_id, str(self._run.artifacts / name), None if folder == "." else folder)
             self._note(files={**self._mark.files, name: stamp})
-
-
-def _is_known(client: Any, run_id: str) -> bool:
-    """Whether the store has this run; TrackingError where somebody has deleted it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        stage = client.get_run(run_id).info.lifecycle_stage
-    except MlflowException as error:
-        if error.get_http_status_code() == 404:  # another store, or an emptied one
-            return False
-        raise
-    if stage == "deleted":
-        raise TrackingError(f"run {run_id} is deleted there; `mlflow runs restore --run-id {run_id}` brings it back")
-    return True
 
 
 def flatten(values: dict, prefix: str = "") -> list[tuple[str, Any]]:

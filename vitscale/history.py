@@ -51,7 +51,15 @@ def whole_lines(content: bytes) -> bytes:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log, which may be being written."""
     content = path.read_bytes() if path.exists() else b""
-    return [json.loads(line) for line in whole_lines(content).splitlines()]
+    return [values for line in whole_lines(content).splitlines() if (values := parse(line))]
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """None for a line that a power cut has left full of zeros."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def last_metrics(path: Path) -> dict[str, float]:

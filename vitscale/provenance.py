@@ -1,5 +1,6 @@
 """What a start ran on, for whoever wants to repeat it: versions, variables by an allow-list, commits. No secrets."""
 
+import hashlib
 import json
 import os
 import platform
@@ -34,8 +35,9 @@ def note(cfg: RunConfig, run: RunDir) -> dict[str, Any]:
     if code["here"] == code["vitscale"]:
         del code["here"]
     for name, (commit, diff) in code.items():
-        if diff:  # named by its commit: each start's own is kept
-            replace_text(run.artifacts / f"{name}-{commit[:12]}.diff", diff)
+        if diff:  # named by commit and content: each start's own is kept
+            content = hashlib.sha256(diff.encode()).hexdigest()[:8]
+            replace_text(run.artifacts / f"{name}-{commit[:12]}-{content}.diff", without_secrets(diff))
     commits = {name: f"{commit}{' with changes' if diff else ''}" for name, (commit, diff) in code.items() if commit}
     replace_text(run.artifacts / "recipe.yaml", without_secrets(recipe.dump(cfg)))
     replace_text(run.artifacts / "environment.json", json.dumps({**environment(), "commits": commits}, indent=1) + "\n")
@@ -67,7 +69,9 @@ def _git(folder: Path) -> tuple[str, str]:
         return done.stdout[:MAX_DIFF_BYTES].decode(errors="replace")
 
     try:
-        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--no-ext-diff")
+        unknown = git("ls-files", "--others", "--exclude-standard", "--full-name", "*.py", "*.yaml").splitlines()
+        added = "".join(f"# not in git: {name}\n" for name in unknown)
+        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--no-ext-diff") + added
     except (OSError, subprocess.SubprocessError):
         return "", ""
 

@@ -18,9 +18,9 @@ from vitscale.retention import best, complete, read_state, scores_of
 from vitscale.rundir import RunDir, replace_text
 from vitscale.serving import write_flavour
 from vitscale.sums import SUMS, read_sums, sha256, write_sums
-from vitscale.tracking import connect, experiment_id
+from vitscale.tracking import connect, experiment_id, is_known, without_secrets
 
-TAKEN = re.compile(r"(weights|ema)(-.*)?\.safetensors(\.index\.json)?|model\.json|recipe\.yaml|state\.json")  # of a checkpoint
+TAKEN = re.compile(r"(weights|ema)(-.*)?\.safetensors(\.index\.json)?|model\.json|state\.json")  # of a checkpoint
 
 
 def publish(
@@ -36,6 +36,9 @@ def publish(
         alias_name(alias)
     with mlflow_errors(uri), tempfile.TemporaryDirectory() as folder:
         client = connect(uri)
+        if run_id and not is_known(client, run_id):
+            say(f"note: MLflow at {without_secrets(uri)} does not have the run of {checkpoint}; published without a link to it")
+            run_id = None
         content = _content(checkpoint, name, licence, Path(folder))
         digest = sha256(Path(folder) / SUMS)
         model_id = _logged_model(client, name, uri, run_id, digest)
@@ -52,7 +55,9 @@ def publish(
 def _content(checkpoint: Path, name: str, licence: str | None, folder: Path) -> dict[Path, str]:
     """The files of a model with their sums, the list of these last; weights stay where they are."""
     taken = {name: expected for name, expected in read_sums(checkpoint).items() if TAKEN.fullmatch(name)}
-    (folder / "README.md").write_text(card(checkpoint, name, licence))
+    (folder / "README.md").write_text(without_secrets(card(checkpoint, name, licence)))
+    if (checkpoint / "recipe.yaml").exists():  # without passwords, so it may differ from the checkpoint's
+        (folder / "recipe.yaml").write_text(without_secrets((checkpoint / "recipe.yaml").read_text()))
     write_flavour(folder, read_model_info(checkpoint).model.image_size)
     written = sorted(folder.iterdir())
     write_sums(folder, taken)
@@ -146,4 +151,4 @@ def _keep_house(config: PublishConfig, uri: str, version: Version) -> None:
             if DIGEST in model.tags and str(model.status) == "PENDING":
                 discard(client, model.model_id)
     except Exception as error:  # who may publish need not be allowed to delete
-        say(f"warning: MLflow at {uri}: {error}; old versions of {version.name} stay")
+        say(f"warning: MLflow at {without_secrets(uri)}: {without_secrets(str(error))}; old versions of {version.name} stay")

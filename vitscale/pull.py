@@ -30,8 +30,10 @@ def pull(source: str, uri: str, to: Path) -> Version:
 
 def fetch(version: Version, uri: str, to: Path) -> None:
     """`pull` of a version. Files that a killed call, or one without an answer, has brought are not fetched again."""
-    if _is_there(version, to):
+    if to.is_dir() and _is_there(version, to):
         return
+    if to.is_symlink() or to.is_file():
+        raise ModelError(f"{to}: is no directory; choose another name, or remove it")
     if to.exists() and any(to.iterdir()):
         raise ModelError(f"{to}: exists and is not {version.uri}; choose another directory or remove it")
     to.parent.mkdir(parents=True, exist_ok=True)

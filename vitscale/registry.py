@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from vitscale.artifacts import Artifacts
 from vitscale.errors import TrackingError, UserError
 from vitscale.progress import say
-from vitscale.tracking import connect
+from vitscale.tracking import connect, without_secrets
 
 SCHEMES = ("models:/", "runs:/")
 FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID"
@@ -39,11 +39,11 @@ def mlflow_errors(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())
+        said = without_secrets(" ".join(str(error).split()))
         refused = re.search(r"error code 40[13]|40[13] Client Error", said)
         hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ask for the permission" if refused else ""
         raise TrackingError(
-            f"MLflow at {uri}: {said}; nothing is changed or lost, {hint or 'try again when that is mended'}"
+            f"MLflow at {without_secrets(uri)}: {said}; nothing is changed or lost, {hint or 'try again when that is mended'}"
         ) from error
 
 
@@ -55,9 +55,9 @@ def resolve(source: str, uri: str) -> Version:
     except Exception as error:  # MLflow's exceptions come with the scheme: REST, SQL, files
         with mlflow_errors(uri):  # a server that does not answer is not a model that is not there
             known = _known_models(client)
+        why = f"not found in the MLflow registry at {uri} ({' '.join(str(error).split())})"
         raise TrackingError(
-            f"{source}: not found in the MLflow registry at {uri} ({' '.join(str(error).split())}); {known}; set "
-            "MLFLOW_TRACKING_URI if the model lies elsewhere"
+            f"{source}: {without_secrets(why)}; {known}; set MLFLOW_TRACKING_URI if the model lies elsewhere"
         ) from error
 
 

@@ -29,9 +29,8 @@ class Classifier:
 
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
         """A pandas frame with `image` (bytes, base64, URL, path) to one with `classes` and `probabilities`, likeliest first."""
-        guesses = self._loaded.predict(
-            [open_image(value) for value in frame["image"].explode()], (params or {}).get("top", TOP)
-        )
+        images = [open_image(value) for value in frame["image"].explode()]
+        guesses = self._loaded.predict(images, max(1, (params or {}).get("top", TOP))) if images else []
         names = [[guess.name for guess in row] for row in guesses]
         return type(frame)({"classes": names, "probabilities": [[guess.probability for guess in row] for row in guesses]})
 

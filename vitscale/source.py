@@ -31,6 +31,8 @@ def locate(source: str, uri: str) -> Path:
         return Path(source) if is_foreign(Path(source)) else checked_directory(source)
     version = registry.resolve(source, uri)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitscale" / "models"
+    if (cache / version.model_id).exists() and verify(cache / version.model_id):  # damaged since
+        shutil.rmtree(cache / version.model_id)
     pull.fetch(version, uri, cache / version.model_id)
     return cache / version.model_id
 

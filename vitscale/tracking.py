@@ -7,13 +7,13 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlparse
 
-from data_pipeline.remote import shown
 from vitscale.config import TrackingConfig
 from vitscale.errors import TrackingError
 
 PAGE = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page for training, not for language models
+FILES = "mlartifacts"  # beside a SQLite store
 REASONS = {  # MLflow's error code -> what to do
     "UNAUTHENTICATED": "the server wants a user name and password, or not these; set MLFLOW_TRACKING_USERNAME and "
     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
@@ -45,11 +45,14 @@ def connect(uri: str, create: bool = True) -> Any:
     """
     store = sqlite_path(uri)
     if store and not store.exists() and not create:
-        raise TrackingError(f"no MLflow store at {uri}; set MLFLOW_TRACKING_URI, or run where the `runs` folder is")
+        raise TrackingError(
+            f"no MLflow store at {without_secrets(uri)}; set MLFLOW_TRACKING_URI, or run where the `runs` folder is"
+        )
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would print the password in it
     import mlflow
 
     for chatty in ("mlflow", "alembic"):
@@ -85,8 +88,34 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
         return found.experiment_id
     # A database has no place of its own for files: give it an absolute one, so that `pull` works from any directory.
     store = sqlite_path(uri)
-    files = (store.parent / "mlartifacts").absolute().as_uri() if store else None
+    files = (store.parent / FILES).absolute().as_uri() if store else None
     return client.create_experiment(name, artifact_location=files, tags=PAGE)
+
+
+def check_place(files_uri: str, uri: str) -> None:
+    """TrackingError where the files of a run are looked for beside a SQLite store that is no longer there."""
+    store, (before, beside, _) = sqlite_path(uri), unquote(urlparse(files_uri).path).partition(f"/{FILES}/")
+    if store and beside and Path(before).resolve() != store.parent.resolve():
+        raise TrackingError(
+            f"{store}: was moved, and MLflow remembers that its files are in {before}; link that to {store.parent}, "
+            "or move it back"
+        )
+
+
+def is_known(client: Any, run_id: str) -> bool:
+    """Whether the store has this run; TrackingError where somebody has deleted it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException as error:
+        if error.get_http_status_code() == 404:  # another store, or an emptied one
+            return False
+        raise
+    check_place(info.artifact_uri, client.tracking_uri)
+    if info.lifecycle_stage == "deleted":
+        raise TrackingError(f"run {run_id} is deleted there; `mlflow runs restore --run-id {run_id}` brings it back")
+    return True
 
 
 def reason(error: Exception) -> str:
@@ -101,4 +130,5 @@ def reason(error: Exception) -> str:
 
 def without_secrets(text: str) -> str:
     """Its URLs without user, password and, under http(s), the query, which may sign."""
-    return re.sub(r"\w+://[^\s'\",\]})]+", lambda url: shown(url[0]), text)
+    text = re.sub(r"(\w+://)[^\s/?#]*@", r"\1", text)
+    return re.sub(r"(https?://[^\s?#\"'<>]*)[?#][^\s\"<>]*?(?=[])}',.;:]*([\s\"<>]|$))", r"\1", text)

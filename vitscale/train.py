@@ -116,7 +116,7 @@ def open_run(cfg: RunConfig, world: World) -> RunDir:
             replace_text(run.recipe, recipe.dump(cfg))
             classes = list(read_manifest(cfg.data.train[0].manifest).classes)
             replace_text(run.model_info, ModelInfo.of(cfg.model, cfg.data, classes).dump())
-            run.write_status("running")
+            run.write_status("running", trained=False)
     return run
 
 
@@ -189,6 +189,7 @@ def finish(cfg: RunConfig, run: RunDir, tracker: Tracker, state: TrainState, fin
         say(f"{cfg.name}: stopped at step {state.step:,}")
         tracker.close("KILLED")
         return
+    run.write_status(trained=True)
     tracker.close("FINISHED")
     model = publish_last(cfg, run, tracker.uri) if cfg.publish else None
     run.write_status("finished", step=state.step, model=model, metrics=metrics)

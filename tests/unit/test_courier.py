@@ -16,7 +16,7 @@ from vitscale import courier, recipe
 from vitscale.courier import Tracker, alone, sync
 from vitscale.errors import TrackingError
 from vitscale.history import read_log
-from vitscale.rundir import RunDir
+from vitscale.rundir import RunDir, replace_text
 
 WITHIN_S = 120
 TRAINER = """
@@ -82,6 +82,27 @@ def test_metrics_arrive_while_the_training_goes_on_and_the_rest_at_its_end(run, 
     assert MlflowClient(store).get_run(run.mlflow_run_id.read_text()).info.status == "FINISHED"
     assert capfd.readouterr().out == ""
     assert couriers(run) == []
+
+
+def test_a_finished_run_waits_for_no_picture_but_has_them_drawn(run, store, monkeypatch):
+    table = run.artifacts / "eval" / "step_00000001" / "confusion.csv"
+    replace_text(table, "true,a,b\na,3,1\nb,0,4\n")
+    statuses, finish = [], courier.Chores.finish
+
+    def note(self):
+        statuses.append(MlflowClient(store).get_run(run.mlflow_run_id.read_text()).info.status)
+        finish(self)
+
+    monkeypatch.setattr(courier.Chores, "finish", note)
+    reading, writing = os.pipe()
+    os.write(writing, b"FINISHED")
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        monkeypatch.setattr(sys, "stdin", told)
+        courier.main(run.path)
+    assert statuses == ["FINISHED"]
+    files = MlflowClient(store).list_artifacts(run.mlflow_run_id.read_text(), "eval/step_00000001")
+    assert {"confusion.csv", "confusion.png", "confusion.svg"} <= {file.path.rpartition("/")[2] for file in files}
 
 
 def test_a_killed_courier_is_replaced_and_a_failed_training_is_marked_so(run, store, monkeypatch):

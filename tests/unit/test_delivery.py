@@ -2,23 +2,26 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launching import vitscale
 from mlflow import MlflowClient
 
 from vitscale import recipe
 from vitscale.courier import sync
 from vitscale.delivery import Delivery, flatten, left
-from vitscale.errors import TrackingError
+from vitscale.errors import RecipeError, TrackingError
 from vitscale.history import History, append, read_log
 from vitscale.rundir import RunDir, replace_text
 from vitscale.tracking import connect, reason, sqlite_path, sqlite_uri, tracking_uri, without_secrets
 
 pytestmark = pytest.mark.usefixtures("store")
+PARENT = "a" * 32
 DATA = {"context": "training", "name": "/data/train.json", "digest": "d" * 36, "source_type": "local", "source": "{}"}
 START = {"step": 0, "processes": 2, "reason": "first start", "nodes": ["a", "b"], "commit": "c0ffee", "data": [DATA]}
 
@@ -138,14 +141,14 @@ def test_a_loss_that_is_not_finite_is_history_too(run, store, value):
 
 
 def test_the_run_says_what_it_is(make_run, store):
-    run = make_run("tracking={experiment: mine, tags: {team: a, b: c}, parent: sweep}", "about=from a table")
+    run = make_run(f"tracking={{experiment: mine, tags: {{team: a, b: c}}, parent: {PARENT}}}", "about=from a table")
     log(run, 1)
     append(run.attempts, START)
     append(run.attempts, {**START, "step": 7, "reason": "killed"})
     found = deliver(run)
     tags, params, data = found.data.tags, found.data.params, found.inputs.dataset_inputs
     assert MlflowClient(store).get_experiment(found.info.experiment_id).name == "mine"
-    assert (tags["team"], tags["mlflow.parentRunId"], tags["mlflow.note.content"]) == ("a", "sweep", "from a table")
+    assert (tags["team"], tags["mlflow.parentRunId"], tags["mlflow.note.content"]) == ("a", PARENT, "from a table")
     assert tags["mlflow.source.git.commit"] == "c0ffee"
     starts = [json.loads(tags[f"restart.{number}"]) for number in (0, 1)]
     assert [(start["step"], start["reason"], start["nodes"]) for start in starts] == [
@@ -301,3 +304,69 @@ def test_urls_lose_what_is_secret():
 def test_the_reason_of_a_failed_request_is_named(cause, said):
     error = OSError(f"API request to http://h failed with HTTPConnectionPool(host='h'): Max retries (Caused by {cause})")
     assert reason(error).startswith(f"no answer ({said}); start or mend the server")
+
+
+@pytest.mark.parametrize("password", ["pw", "hu,sh", "hu)sh", "hu'sh", "hu}sh", "p@w"])
+def test_no_password_of_a_url_is_shown(password):
+    assert without_secrets(f"at http://me:{password}@host:1/a: no") == "at http://host:1/a: no"
+    assert without_secrets("GET https://host/a?sig=a,b;c failed") == "GET https://host/a failed"
+
+
+def test_a_copied_directory_is_a_run_of_its_own(run, store, tmp_path):
+    log(run, 1)
+    first = deliver(run).info.run_id
+    copied = tmp_path / "copied"
+    shutil.copytree(run.path, copied)
+    assert sync(copied) != first
+    log(run, 2)
+    assert sync(run.path) == first
+    assert [step for step, _, _ in points(store, run)] == [1, 2]
+
+
+def test_a_line_that_a_power_cut_has_damaged_is_passed_over(run, store):
+    log(run, 1)
+    with run.metrics.open("ab") as file:
+        file.write(b"\0" * 40 + b"\n")
+    log(run, 2)
+    deliver(run)
+    assert [step for step, _, _ in points(store, run)] == [1, 2]
+
+
+def test_a_run_that_was_killed_before_its_first_metric_is_synced(run, store):
+    MlflowClient(store).get_run(sync(run.path))
+
+
+def test_pictures_that_cannot_be_drawn_hold_nothing_back(make_run, store, capfd):
+    run = make_run("tracking.figures_every={steps: 1}", "data.train.manifest=/gone/train.json")
+    log(run, 1)
+    (checkpoint := run.checkpoints / "step_00000001").mkdir(parents=True)
+    (checkpoint / "SHA256SUMS").touch()
+    sync(run.path)
+    assert [step for step, _, _ in points(store, run)] == [1]
+    assert "pictures that are due cannot be drawn: /gone/train.json" in capfd.readouterr().out
+
+
+def test_a_trained_run_is_finished_though_its_publishing_failed(run, store):
+    run.write_status("running", trained=False)
+    run.write_status(trained=True)
+    run.write_status("failed", error="publish: no answer")
+    assert MlflowClient(store).get_run(sync(run.path)).info.status == "FINISHED"
+
+
+def test_tags_and_parents_that_mlflow_would_refuse_are_refused_by_the_recipe(config):
+    with pytest.raises(RecipeError, match=r"tracking\.parent"):
+        config("tracking.parent=sweep")
+    with pytest.raises(RecipeError, match=r"tracking\.tags"):
+        config('tracking.tags={"a b%c\'": d}')
+
+
+@pytest.mark.slow
+def test_a_store_that_was_moved_is_said(make_run, monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before, now = (run := make_run()).path.parent, tmp_path / "moved"
+    assert vitscale("sync", run.path).returncode == 0
+    before.rename(now)
+    done = vitscale("sync", now / "run")
+    assert f"mlflow.db: was moved, and MLflow remembers that its files are in {before}; link that to {now}" in done.stderr
+    before.symlink_to(now)
+    assert vitscale("sync", now / "run").returncode == 0

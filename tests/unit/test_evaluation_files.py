@@ -5,6 +5,8 @@ from einops import repeat
 
 from data_pipeline.loader import Batch
 from data_pipeline.order import Slots
+from vitscale.duration import Duration
+from vitscale.figures.due import begins_time
 from vitscale.loop import scores, write_tallies
 from vitscale.modelinfo import ModelInfo
 from vitscale.rundir import RunDir
@@ -32,3 +34,10 @@ def test_without_room_for_files_there_is_a_warning_and_the_scores_stay(config, c
     names = ("per_class.csv", "confusion.csv")
     assert found == {f"{prefix}/step_00000007/{name}" for prefix in ("eval", "eval_ema") for name in names}
     assert (run.artifacts / "eval/step_00000007/per_class.csv").read_text().splitlines()[2] == "dog,1,1,1.0"
+
+
+def test_a_checkpoint_is_drawn_when_it_begins_a_time(config, shards):
+    cfg = config(f"data.train.manifest={shards['train'].location}")  # 20 images
+    every = Duration(samples=10 * cfg.train.global_batch)
+    found = [begins_time(cfg, every, before, step) for before, step in ((0, 9), (0, 10), (0, 12), (12, 19), (12, 20), (20, 20))]
+    assert found == [False, True, True, False, True, False]

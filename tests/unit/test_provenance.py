@@ -73,7 +73,12 @@ def test_commit_and_changes_of_the_directory_are_kept(run, checkout):
     commit = git(checkout, "rev-parse", "HEAD")
     environment = json.loads((directory.artifacts / "environment.json").read_text())
     assert environment["commits"]["here"] == f"{commit} with changes"
-    assert "-old\n+new\n" in (directory.artifacts / f"here-{commit[:12]}.diff").read_text()
+    (diff,) = directory.artifacts.glob(f"here-{commit[:12]}-*.diff")
+    assert "-old\n+new\n" in diff.read_text()
+    (checkout / "new.py").write_text("x = 1\n")
+    provenance.note(cfg, directory)
+    (second,) = set(directory.artifacts.glob("here-*.diff")) - {diff}
+    assert second.read_text().endswith("# not in git: new.py\n")
     assert noted["commit"] in environment["commits"].values()
 
 

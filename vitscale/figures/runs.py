@@ -13,14 +13,16 @@ from matplotlib.ticker import EngFormatter
 
 from vitscale import recipe
 from vitscale.config import RunConfig
+from vitscale.delivery import DIRECTORY_TAG
 from vitscale.errors import TrackingError
 from vitscale.figures.drawing import COLOURS, panels, save
 from vitscale.history import read_log
 from vitscale.model.flops import train_flops
-from vitscale.tracking import connect
+from vitscale.tracking import connect, without_secrets
 
 LOSS, ACCURACY = "train/loss", "eval/top1"
 ORIGIN_TAG = "vitscale.origin.run_id"
+MAX_RUNS = 10_000
 
 
 class Run(NamedTuple):
@@ -95,11 +97,12 @@ def read_runs(source: str, uri: str) -> list[Run]:
             return [of_mlflow(client, rest)]
         if (experiment := client.get_experiment_by_name(rest)) is None:
             raise TrackingError("no experiment has this name")
-        found = client.search_runs([experiment.experiment_id])
+        query = f"tags.`{DIRECTORY_TAG}` != ''"  # others may have put runs there, too
+        found = client.search_runs([experiment.experiment_id], query, max_results=MAX_RUNS)
         return [of_mlflow(client, run.info.run_id) for run in found if LOSS in run.data.metrics]
     except Exception as error:  # MLflow's exceptions come with the scheme: REST, SQL, files
         raise TrackingError(
-            f"{source}: not found in MLflow at {uri} ({error}); give a run directory or runs:/RUN_ID"
+            without_secrets(f"{source}: not found in MLflow at {uri} ({error}); give a run directory or runs:/RUN_ID")
         ) from error
 
 

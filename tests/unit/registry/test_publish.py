@@ -5,12 +5,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from checkpoints import FILES, WRITTEN, client_of, content, stored
 from launching import clean_environment
 
+from vitscale import recipe
+from vitscale.courier import Chores
 from vitscale.errors import ModelError, TrackingError, UserError
 from vitscale.publish import publish, publish_due
 from vitscale.pull import pull
@@ -159,11 +162,6 @@ def test_names_that_we_allow_mlflow_takes(checkpoint, store, run_id, tmp_path, n
     assert verify(tmp_path / "pulled") == []
 
 
-def test_a_run_that_the_store_does_not_know_is_an_error_that_names_it(checkpoint, store):
-    with pytest.raises(TrackingError, match=f"MLflow at {store}: .*{'0' * 32}"):
-        publish(checkpoint(), "net", "best", store, run_id="0" * 32)
-
-
 def test_a_server_that_is_down_is_an_error_of_ours(checkpoint, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError, match=r"MLflow .*http://127.0.0.1:9"):
@@ -284,3 +282,29 @@ def test_a_version_that_was_copied_under_another_name_is_kept(run, store, run_id
     assert {v.version for v in client.search_model_versions("name='net'")} == {1, 2}
     assert pull("models:/production/1", store, tmp_path / "copy").name == "production"
     assert verify(tmp_path / "copy") == []
+
+
+def test_no_password_is_published(run, store, run_id, tmp_path):
+    secret = run("tracking.uri=http://admin:hush@host", "data.train.manifest=s3://me:hush@bucket/train.json")
+    publish(secret.save(1, eval_top1=0.5), "net", "best", store, run_id)
+    pull("models:/net@best", store, tmp_path / "pulled")
+    assert b"hush" in (secret.directory.checkpoints / "step_00000001" / "recipe.yaml").read_bytes()
+    assert not [path.name for path in (tmp_path / "pulled").iterdir() if b"hush" in path.read_bytes()]
+
+
+def test_the_best_is_published_beside_a_training_though_no_picture_can_be_drawn(run, store, run_id):
+    run = run("checkpoint.best=eval/top1", "tracking.figures_every={steps: 1}", "data.train.manifest=/gone/train.json")
+    run.save(1, eval_top1=0.5)
+    run.directory.recipe.write_text(recipe.dump(run.cfg))
+    run.directory.mlflow_run_id.write_text(run_id)
+    chores, deadline = Chores(run.cfg, run.directory, store), time.monotonic() + 60
+    while not (run.directory.path / "published.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    chores.finish()
+    assert published(run, store, run_id) == {"best": "models:/net/1"}
+
+
+def test_a_run_of_another_store_is_left_away(checkpoint, store, capsys):
+    assert publish(checkpoint(), "net", "best", store, "a" * 32).run_id is None
+    assert "does not have the run of" in capsys.readouterr().out

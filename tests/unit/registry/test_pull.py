@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from checkpoints import client_of, content, stored
@@ -268,3 +269,20 @@ def test_a_server_that_does_not_answer_is_not_called_a_missing_model(monkeypatch
         resolve("models:/net@best", "http://127.0.0.1:9")
     assert "MLflow at http://127.0.0.1:9" in str(caught.value)
     assert "not found" not in str(caught.value)
+
+
+def test_a_kept_copy_that_was_damaged_is_fetched_again(checkpoint, store, run_id, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = checkpoint()
+    publish(source, "net", "best", store, run_id)
+    folder = locate("models:/net@best", store)
+    (folder / "weights.safetensors").write_bytes(b"damaged")
+    assert content(locate("models:/net@best", store)) == content(source)
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("."), lambda path: path.symlink_to("gone")])
+def test_a_place_that_is_no_directory_is_refused(checkpoint, store, run_id, tmp_path, make):
+    publish(checkpoint(), "net", "best", store, run_id)
+    make(tmp_path / "there")
+    with pytest.raises(ModelError, match="there: is no directory; choose another name, or remove it"):
+        pull("models:/net@best", store, tmp_path / "there")

@@ -45,6 +45,7 @@ def elsewhere(folder: Path, uri: str) -> dict[str, str]:
     return {"HOME": str(folder), "XDG_CACHE_HOME": "", "MLFLOW_TRACKING_URI": uri, **LOGIN}
 
 
+@pytest.mark.slow
 def test_published_here_pulled_there(checkpoint, logged_in, server, tmp_path):
     source = checkpoint()
     version = publish(source, "net", "best", logged_in, None)
