@@ -31,7 +31,6 @@ class Artifacts:
             self._store.log_artifact(str(path))
 
     def fetch(self, name: str, folder: Path) -> None:
-        """Write a file into a folder."""
         with _patience():
             self._store.download_artifacts(name, str(folder))
 
@@ -42,7 +41,6 @@ class Artifacts:
             return sha256(Path(folder) / name)
 
     def delete(self) -> None:
-        """All files."""
         self._store.delete_artifacts()
 
 

@@ -41,12 +41,8 @@ class BadSteps:
         """Write a report for each; DivergedError when there were too many of late."""
         for bad in found:
             with self._world.alone():
-                share = {
-                    "rank": self._world.rank,
-                    "loss": str(bad.rank_loss),
-                    "samples": self._keys(dict(self._seen)[bad.step]),
-                }
-            ranks = self._world.gather(share)
+                samples = self._keys(dict(self._seen)[bad.step])
+            ranks = self._world.gather({"rank": self._world.rank, "loss": str(bad.rank_loss), "samples": samples})
             numbers = {"step": bad.step, "loss": str(bad.loss), "grad_norm": str(bad.grad_norm), "ranks": ranks}
             with self._world.alone():
                 if self._world.is_main:

@@ -1,7 +1,5 @@
 """The model card of a published checkpoint: what it is, from what it was made, what was measured, how to load it."""
 
-import json
-import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from vitscale.config import RunConfig
 from vitscale.errors import UserError
 from vitscale.history import read_log
 from vitscale.modelinfo import read_model_info
-from vitscale.retention import complete, scores_of
+from vitscale.retention import complete, read_state, scores_of
 
 SHOWN_CLASSES = 20
 LOAD = """\
@@ -49,12 +47,6 @@ def card(checkpoint: Path, name: str, licence: str | None) -> str:
     return f"# {name}\n\n| | |\n|---|---|\n{table}\n## To load it\n{LOAD.format(name=name)}"
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Its state.json; {} for a model that was not trained here."""
-    path = checkpoint / "state.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def measured(checkpoint: Path) -> dict[str, float]:
     """Its scores; those of an evaluation that was made up for stand in the checkpoints after it only."""
     name = f"step_{read_state(checkpoint).get('step', 0):08d}"
@@ -83,8 +75,6 @@ def _made(cfg: RunConfig, state: dict[str, Any]) -> dict[str, str]:
 
 def _speed(checkpoint: Path, step: int) -> str:
     """The last one measured up to this step, by the log of a checkpoint that lies in its run directory."""
-    log, speed = checkpoint.absolute().parent.parent / "metrics.jsonl", math.nan
-    for line in read_log(log):
-        if line["step"] <= step:
-            speed = line["metrics"].get("speed/images_per_s", speed)
-    return "measured: not yet" if math.isnan(speed) else f"{speed:,.0f} images/s in training"
+    lines = [line for line in read_log(checkpoint.absolute().parent.parent / "metrics.jsonl") if line["step"] <= step]
+    speeds = [line["metrics"]["speed/images_per_s"] for line in lines if "speed/images_per_s" in line["metrics"]]
+    return f"{speeds[-1]:,.0f} images/s in training" if speeds else "measured: not yet"

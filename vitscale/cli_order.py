@@ -61,7 +61,6 @@ def run_data_order(args: argparse.Namespace) -> int:
 
 
 def _order(args: argparse.Namespace) -> "tuple[list[Manifest], Order]":
-    """The sources, and the order over them."""
     from data_pipeline.config import DataConfig
     from data_pipeline.errors import DataError
     from data_pipeline.manifest import read_manifest

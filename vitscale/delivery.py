@@ -215,5 +215,4 @@ def flatten(values: dict, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def pieces(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """The items, so many at a time."""
     return (items[start : start + size] for start in range(0, len(items), size))

@@ -2,11 +2,11 @@
 
 import json
 import os
-import shlex
 import shutil
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +16,7 @@ from data_pipeline.sources import digits
 from data_pipeline.stream import Shards
 from vitscale.cli import train
 from vitscale.errors import LaunchError
-from vitscale.orphan import die_with_parent
-from vitscale.progress import clock, say
+from vitscale.progress import say
 from vitscale.pull import pull
 from vitscale.recipe import load
 from vitscale.rundir import RunDir
@@ -102,20 +101,18 @@ def stages(root: Path, device: str, seed: int) -> list[Stage]:
     ]
 
 
-def predict_some(val: Manifest, model: Path, folder: Path) -> list[str]:
-    """Write a few held-out images as files, and run `vitscale predict` on them: its lines, each with the true class."""
-    shards = Shards(val)
+def predict_some(val: Manifest, model: Path, folder: Path) -> Iterator[str]:
+    """Write a few held-out images as files, named by their true class; and what the model says of each."""
+    from vitscale.pretrained import load_pretrained, open_image  # torch, after the trainings
+
+    shards, loaded = Shards(val), load_pretrained(model)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
     for number in range(0, len(shards), len(shards) // NUM_PREDICTED)[:NUM_PREDICTED]:
         raw = shards.read(number)
-        paths.append(folder / f"{raw.key}-is-a-{val.classes[raw.label]}.jpg")
-        paths[-1].write_bytes(raw.image)
-    command = [sys.executable, "-m", "vitscale.cli", "predict", str(model), *map(str, paths)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=die_with_parent)
-    if done.returncode:
-        raise LaunchError(f"demo: `{shlex.join(command)}` failed, see above; run the demo again")
-    return done.stdout.splitlines()
+        path = folder / f"{raw.key}-is-a-{val.classes[raw.label]}.jpg"
+        path.write_bytes(raw.image)
+        (guesses,) = loaded.predict([open_image(path)], top=3)
+        yield f"{path}  " + "  ".join(f"{guess.name} {guess.probability:.3f}" for guess in guesses)
 
 
 def report(done: list[Stage], champion: str, uri: str, seconds: float) -> None:
@@ -129,7 +126,7 @@ def report(done: list[Stage], champion: str, uri: str, seconds: float) -> None:
         say(f"{stage.title:<54}{metrics['eval/top1']:>8.4f}{metrics['speed/images_per_s']:>10,.0f}  {model}")
     mlflow = Path(sys.executable).with_name("mlflow")
     page = f"{mlflow} server --backend-store-uri '{uri}' --port 5001; http://127.0.0.1:5001" if sqlite_path(uri) else uri
-    say(f"{clock(seconds)} in all. MLflow page: {page}")
+    say(f"{timedelta(seconds=round(seconds))} in all. MLflow page: {page}")
     pretrain, finetune = (run.status["metrics"]["eval/top1"] for _, run in rows[:2])
     summary = {
         "pretrain_top1": round(pretrain, 4),

@@ -10,15 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vitscale.progress import say
+from vitscale import rundir
 
 
 class History:
-    """`metrics.jsonl`, open for more. A torn last line, from a kill, is cut off."""
+    """`metrics.jsonl`, to be added to. A torn last line, from a kill, is cut off."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._log, self._unwritten = path.open("ab", buffering=0), b""
+        self._path, self._unwritten = path, b""
+        path.touch()
         os.truncate(path, len(whole_lines(path.read_bytes())))
         self._seen = {(line["step"], line["kind"]) for line in read_log(path)}
 
@@ -29,18 +29,11 @@ class History:
         self._seen.add((step, kind))
         line = {"step": step, "kind": kind, "time_ms": int(time.time() * 1000), "metrics": metrics}
         self._unwritten += (json.dumps({**line, "samples": samples} if samples else line) + "\n").encode()
-        self._write()
-
-    def _write(self) -> None:
-        try:
-            while self._unwritten:
-                self._unwritten = self._unwritten[self._log.write(self._unwritten) or 0 :]
-        except OSError as error:
-            say(f"warning: {self._path}: {error.strerror}; training goes on, the rest follows when there is room")
+        self._unwritten = rundir.append(self._path, self._unwritten)
 
     def close(self) -> None:
-        self._write()
-        self._log.close()
+        """Write what has found no room so far."""
+        self._unwritten = rundir.append(self._path, self._unwritten)
 
 
 def append(path: Path, values: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_pipeline.bad_samples import Skip, check_fraction
 from data_pipeline.config import BadSamplesConfig
+from vitscale.history import read_log
 from vitscale.rundir import append, replace_text
 from vitscale.state import TrainState
 from vitscale.world import World
@@ -17,9 +18,8 @@ class Ledger:
         self.path, self.config, self.world = path, config, world
         self._pending, self._unwritten = list[dict](), b""
         if world.is_main and path.exists():
-            complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]  # a kill cuts
-            kept = [line for line in complete if json.loads(line)["step"] <= step]
-            replace_text(path, "".join(kept))
+            kept = [line for line in read_log(path) if line["step"] <= step]
+            replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def note(self, step: int, skips: tuple[Skip, ...]) -> None:
         """What this rank skipped in the step that ended as number `step`."""
@@ -32,7 +32,6 @@ class Ledger:
         state.skipped += len(lines)
         with self.world.alone():
             if self.world.is_main and (self._unwritten or lines):
-                self._unwritten = append(
-                    self.path, self._unwritten + "".join(json.dumps(line) + "\n" for line in lines).encode()
-                )
+                self._unwritten += "".join(json.dumps(line) + "\n" for line in lines).encode()
+                self._unwritten = append(self.path, self._unwritten)
                 check_fraction(self.config, state.skipped, state.samples)

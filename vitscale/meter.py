@@ -32,7 +32,6 @@ class Meter:
 
     @classmethod
     def of(cls, cfg: RunConfig, world: World) -> "Meter":
-        """The meter of a run on this world's devices."""
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
         stated = peak_flops(name, cfg.hardware.peak_tflops, world.size)
         measured = measure_flops(world.device, DTYPES[cfg.hardware.precision]) * world.size
@@ -45,18 +44,12 @@ class Meter:
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items; the time until each arrives counts as waiting for data, that for the first as starting."""
-        iterator = iter(items)
-        while True:
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
+        for item in items:
             self._phases.enter("train")
             yield item
             self._phases.enter("data")
 
     def step(self) -> None:
-        """A step was made."""
         now = self._training_s()
         self._step_times.append(now - self._last_step)
         self._last_step = now

@@ -27,14 +27,7 @@ class ModelInfo(Section):
 
     @classmethod
     def of(cls, model: ModelConfig, data: DataConfig, classes: list[str]) -> "ModelInfo":
-        return cls(
-            model=model,
-            mean=data.mean,
-            std=data.std,
-            interpolation=data.interpolation,
-            eval_crop=data.eval_crop,
-            classes=classes,
-        )
+        return cls(model=model, classes=classes, **data.model_dump(include={"mean", "std", "interpolation", "eval_crop"}))
 
     def resized(self, image_size: int) -> "ModelInfo":
         """The same model on images of another size; ModelError where its patches do not fit them."""

@@ -29,11 +29,10 @@ def param_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0
     top = len(getattr(model, "blocks", ())) + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.startswith(NO_DECAY)
-            layer = top if layer_decay == 1.0 else layer_of(name, top)
-            options = {"weight_decay": weight_decay if decays else 0.0, "lr_scale": layer_decay ** (top - layer)}
-            groups.setdefault((layer, decays), {"params": [], **options})["params"].append(parameter)
+        decays = parameter.ndim > 1 and not name.startswith(NO_DECAY)
+        layer = top if layer_decay == 1.0 else layer_of(name, top)
+        options = {"weight_decay": weight_decay if decays else 0.0, "lr_scale": layer_decay ** (top - layer)}
+        groups.setdefault((layer, decays), {"params": [], **options})["params"].append(parameter)
     return list(groups.values())
 
 

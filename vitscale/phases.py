@@ -33,7 +33,6 @@ class Phases:
 
     @contextmanager
     def during(self, name: Phase) -> Iterator[None]:
-        """A block that is this phase."""
         before = self.name
         self.enter(name)
         try:

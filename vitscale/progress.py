@@ -4,6 +4,7 @@ import contextlib
 import math
 import sys
 import time
+from datetime import timedelta
 from typing import Self
 
 from rich.console import Console
@@ -23,37 +24,23 @@ class TrainProgress:
     """The course of a run from `start` to `total` steps. With `show` false it does nothing."""
 
     def __init__(self, name: str, start: int, total: int, show: bool) -> None:
-        self._name, self._total = name, total
-        self._bar = self._build_bar(start) if show and sys.stdout.isatty() else None
-        self._lines = show and self._bar is None
-        self._last = 0.0
+        self._name, self._total, self._show, self._last = name, total, show, 0.0
+        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        self._bar = Progress(*columns, console=Console(file=sys.stdout), disable=not (show and sys.stdout.isatty()))
+        self._task = self._bar.add_task(name, total=total, completed=start, text="")
 
     def __enter__(self) -> Self:
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._bar.stop()
 
     def update(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
         known = "" if math.isnan(loss) else f"loss {loss:.3f}  "  # it comes one step late
-        text = f"{known}{images_per_s:,.0f} images/s  {clock(seconds_left)} left"
-        if self._bar:
+        text = f"{known}{images_per_s:,.0f} images/s  {timedelta(seconds=round(seconds_left))} left"
+        if not self._bar.disable:
             self._bar.update(self._task, completed=step, text=text)
-        elif self._lines and (time.monotonic() - self._last > LINE_EVERY_S or step == self._total):
+        elif self._show and (time.monotonic() - self._last > LINE_EVERY_S or step == self._total):
             self._last = time.monotonic()
             say(f"{self._name}  step {step}/{self._total}  {text}")
-
-    def _build_bar(self, start: int) -> Progress:
-        columns = (TextColumn(self._name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-        bar = Progress(*columns, console=Console(file=sys.stdout))
-        self._task = bar.add_task(self._name, total=self._total, completed=start, text="")
-        bar.start()
-        return bar
-
-
-def clock(seconds: float) -> str:
-    """3725 -> 1:02:05"""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

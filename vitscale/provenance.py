@@ -20,16 +20,8 @@ from vitscale.rundir import RunDir, replace_text
 from vitscale.tracking import without_secrets
 
 PACKAGES = (
-    "vitscale",
-    "torch",
-    "deepspeed",
-    "accelerate",
-    "mlflow",
-    "webdataset",
-    "safetensors",
-    "numpy",
-    "simplejpeg",
-    "pillow",
+    *("vitscale", "torch", "deepspeed", "accelerate", "mlflow", "webdataset"),
+    *("safetensors", "numpy", "simplejpeg", "pillow"),
 )
 SLURM = "CLUSTER_NAME|JOB_ID|JOB_NAME|JOB_PARTITION|JOB_NODELIST|JOB_NUM_NODES|NTASKS|RESTART_COUNT|ARRAY_JOB_ID|ARRAY_TASK_ID"
 VARIABLES = re.compile(rf"SLURM_({SLURM})|(TORCH_)?NCCL_\w+|OMP_\w+|CUDA_VISIBLE_DEVICES|GLOO_SOCKET_IFNAME")
@@ -59,19 +51,12 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: metadata.version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "nccl": ".".join(map(str, nccl)),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         "variables": {key: without_secrets(allowed[key])[:MAX_VALUE] for key in sorted(allowed)},
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git(folder: Path) -> tuple[str, str]:

@@ -8,13 +8,13 @@ from typing import Any
 
 from vitscale import fault
 from vitscale.artifacts import Artifacts
-from vitscale.card import card, measured, read_state
+from vitscale.card import card, measured
 from vitscale.config import PublishConfig, RunConfig, TrackingConfig, alias_name, registered_name
 from vitscale.errors import ModelError, UserError
 from vitscale.modelinfo import read_model_info
 from vitscale.progress import say
 from vitscale.registry import DIGEST, Version, crown, discard, mlflow_errors, retain, score_tag, version_of, versions_of
-from vitscale.retention import best, complete, scores_of
+from vitscale.retention import best, complete, read_state, scores_of
 from vitscale.rundir import RunDir, replace_text
 from vitscale.serving import write_flavour
 from vitscale.sums import SUMS, read_sums, sha256, write_sums

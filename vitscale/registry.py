@@ -51,7 +51,7 @@ def resolve(source: str, uri: str) -> Version:
     """The version that `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/m-ID` or `runs:/RUN_ID` (its newest) means."""
     client = connect(uri, create=False)
     try:
-        version = _lookup(client, source)
+        return _lookup(client, source)
     except Exception as error:  # MLflow's exceptions come with the scheme: REST, SQL, files
         with mlflow_errors(uri):  # a server that does not answer is not a model that is not there
             known = _known_models(client)
@@ -59,7 +59,6 @@ def resolve(source: str, uri: str) -> Version:
         raise TrackingError(
             f"{source}: {without_secrets(why)}; {known}; set MLFLOW_TRACKING_URI if the model lies elsewhere"
         ) from error
-    return version
 
 
 def _lookup(client: Any, source: str) -> Version:

@@ -5,6 +5,7 @@ import math
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from vitscale import fault
 from vitscale.config import CheckpointConfig
@@ -42,8 +43,13 @@ def best(found: list[Path], scores: Scores, metric: str) -> Path | None:
     return max(known, key=lambda path: known[path], default=None)
 
 
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Its state.json; {} where that is damaged, and of a model that was not trained here."""
+    with suppress(OSError, ValueError):
+        return json.loads((checkpoint / "state.json").read_text())
+    return {}
+
+
 def scores_of(checkpoint: Path) -> Scores:
     """All that was measured when it was saved, of itself and of those before it."""
-    with suppress(OSError, ValueError):  # none, or damaged
-        return json.loads((checkpoint / "state.json").read_text()).get("scores", {})
-    return {}
+    return read_state(checkpoint).get("scores", {})

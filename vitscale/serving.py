@@ -16,6 +16,7 @@ from vitscale.errors import ModelError
 
 TOP = 5
 MAX_PATH = 4096
+EXAMPLE = "input_example.json"
 
 
 class Classifier:
@@ -34,9 +35,7 @@ class Classifier:
         return type(frame)({"classes": names, "probabilities": [[guess.probability for guess in row] for row in guesses]})
 
 
-def _load_pyfunc(path: str) -> Classifier:
-    """Called by MLflow."""
-    return Classifier(path)
+_load_pyfunc = Classifier  # MLflow looks for this name
 
 
 def open_image(value: bytes | str) -> Image.Image:
@@ -77,14 +76,10 @@ def write_flavour(folder: Path, image_size: int) -> None:
         "flavors": {"python_function": loader},
         "mlflow_version": version("mlflow"),
         "signature": ModelSignature(Schema([ColSpec(AnyType(), "image")]), outputs, top).to_dict(),
-        "saved_input_example_info": {
-            "artifact_path": "input_example.json",
-            "type": "dataframe",
-            "pandas_orient": "split",
-        },
+        "saved_input_example_info": {"artifact_path": EXAMPLE, "type": "dataframe", "pandas_orient": "split"},
     }
     (folder / "MLmodel").write_text(json.dumps(model, indent=1) + "\n")  # YAML holds JSON
-    (folder / "input_example.json").write_text(json.dumps(example) + "\n")
+    (folder / EXAMPLE).write_text(json.dumps(example) + "\n")
     (folder / "requirements.txt").write_text(f"vitscale=={version('vitscale')}\nmlflow=={version('mlflow')}\n")
 
 

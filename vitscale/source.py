@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,12 +62,10 @@ def _fetch(source: str, folder: Path, uri: str) -> Origin:
         version = pull.pull(source, uri, folder)
         origin = Origin(source, version.uri, version.run_id)
     elif is_foreign(Path(source)):
-        from vitscale.weights.convert import read_model, write_model
+        from vitscale.pretrained import open_model
+        from vitscale.weights.convert import write_model
 
-        imported = read_model(Path(source))
-        if imported.note:
-            print(f"{source}: {imported.note}", file=sys.stderr)
-        write_model(folder, imported.info, imported.weights)
+        write_model(folder, *open_model(Path(source)))
         origin = Origin(source, str(Path(source).absolute()), None)
     else:
         checkpoint = checked_directory(source)

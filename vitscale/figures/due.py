@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from vitscale import recipe
 from vitscale.config import RunConfig
 from vitscale.duration import Duration
 from vitscale.figures import drawing
-from vitscale.sums import SUMS
+from vitscale.retention import complete
 
 NUM_IMAGES = 16  # on which attention is looked at
 
@@ -26,7 +25,7 @@ def draw_due(run_dir: Path) -> None:
     """
     for table in sorted(run_dir.glob("artifacts/eval*/step_*/confusion.csv")):
         draw_confusions(table.parent)
-    checkpoint = max((path.parent for path in run_dir.glob(f"checkpoints/step_{'[0-9]' * 8}/{SUMS}")), default=None)
+    checkpoint = max(complete(run_dir / "checkpoints"), default=None)
     drawn = max((step_of(path) for path in run_dir.glob("artifacts/figures/step_*")), default=0)
     if checkpoint and step_of(checkpoint) > drawn:
         cfg = recipe.load(run_dir / "recipe.yaml")
@@ -54,13 +53,11 @@ def draw_checkpoint(checkpoint: Path, cfg: RunConfig, out: Path) -> None:
     """Pictures of a checkpoint's model, all or none."""
     from vitscale.figures.model import draw_model  # torch takes its time, and is rarely needed
     from vitscale.pretrained import load_pretrained
+    from vitscale.weights.files import whole
 
     images = some_images(cfg.data.val.manifest, NUM_IMAGES) if cfg.data.val else []
-    partial = checkpoint.parents[1] / ".figures.partial"  # hidden: what lies in `artifacts/` is complete
-    shutil.rmtree(partial, ignore_errors=True)
-    list(draw_model(load_pretrained(checkpoint), images, partial))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(out)
+    with whole(out) as partial:
+        list(draw_model(load_pretrained(checkpoint), images, partial))
 
 
 def some_images(manifest: str, count: int) -> list[Image.Image]:

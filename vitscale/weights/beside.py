@@ -80,7 +80,7 @@ def _from_timm(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def huggingface_files(info: ModelInfo) -> dict[str, dict[str, Any]]:
-    """config.json and preprocessor_config.json for `ViTForImageClassification.from_pretrained`."""
+    """config.json and preprocessor_config.json for `ViTForImageClassification.from_pretrained`, where its defaults differ."""
     model = info.model
     assert isinstance(model, ViTConfig)
     labels = info.classes or made_up_labels(model.num_classes)
@@ -94,24 +94,15 @@ def huggingface_files(info: ModelInfo) -> dict[str, dict[str, Any]]:
         "hidden_act": "gelu_pytorch_tanh" if model.gelu == "tanh" else "gelu",
         "layer_norm_eps": model.norm_eps,
         "hidden_dropout_prob": model.dropout,
-        "attention_probs_dropout_prob": 0.0,
         "image_size": model.image_size,
         "patch_size": model.patch_size,
-        "num_channels": 3,
-        "qkv_bias": True,
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
     }
     size = {"height": model.image_size, "width": model.image_size}
     resample = {name: number for number, name in RESAMPLE.items()}[info.interpolation]
     preprocessor = {"image_processor_type": "ViTImageProcessor", "size": size, "resample": resample}
-    preprocessor |= {
-        "image_mean": info.mean,
-        "image_std": info.std,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-    }
+    preprocessor |= {"image_mean": info.mean, "image_std": info.std}
     return {"config.json": config, "preprocessor_config.json": preprocessor}
 
 

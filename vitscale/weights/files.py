@@ -39,8 +39,6 @@ def read(path: Path) -> Read:
             warnings.simplefilter("ignore")  # what a reader has to say of a bad file is said below
             tensors, left_out = reader(path)
             plain = {name.removeprefix("module."): _plain(name, tensor) for name, tensor in tensors.items()}
-    except FileNotFoundError:
-        raise
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     except MemoryError:

@@ -14,7 +14,8 @@ Fields = dict[str, Any]
 # The number of heads does not show in a fused matrix, but each width of the papers has one.
 NUM_HEADS = {size["width"]: size["num_heads"] for size in SIZES.values()}
 NEEDED = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
-NUM_AXES = dict.fromkeys(("pos_embed.table", "pos_embed.columns", "relative_keys.table"), 3)
+POSITIONS = {"pos_embed.table": "learned1d", "pos_embed.columns": "learned2d", "relative_keys.table": "relative"}
+NUM_AXES: dict[str, int] = dict.fromkeys(POSITIONS, 3)
 NUM_AXES |= dict.fromkeys(("head.weight", *NEEDED), 2) | {"pre_logits.fc.bias": 1, "root.weight": 4}
 
 
@@ -65,26 +66,19 @@ def _vit(tensors: Tensors, known: Fields, where: str) -> Fields:
 
 def _positions(tensors: Tensors, fields: Fields, known: Fields, where: str) -> Fields:
     """Fields of the position embedding, and `side`, the patches along a side where it shows them."""
-    found: Fields = {}
-    if "pos_embed.table" in tensors:
-        tables, cells, _ = tensors["pos_embed.table"].shape
-        cells -= fields["pool"] == "token"
-        found = {"pos_embed": "learned1d", "pos_embed_at": "stem" if tables == 1 else "every"}
-    elif "pos_embed.columns" in tensors:
-        tables, columns, _ = tensors["pos_embed.columns"].shape
-        cells = columns**2
-        found = {"pos_embed": "learned2d", "pos_embed_at": "stem" if tables == 1 else "every"}
-    elif "relative_keys.table" in tensors:
-        tables, distances, head_width = tensors["relative_keys.table"].shape
-        cells = (distances + 1) // 2
-        at = "shared" if tables == 1 else "stem"
-        found = {"pos_embed": "relative", "pos_embed_at": at, "num_heads": fields["width"] // head_width}
-    elif "pos_embed" not in known:
+    name = next((name for name in POSITIONS if name in tensors), "")
+    if not name:
+        if "pos_embed" in known:
+            return {}
         raise ModelError(
             f"{where}: no position embedding; `vitscale import` it with model.pos_embed=none, or =sincos2d for the fixed one"
         )
-    else:
-        return {}
+    tables, length, width = tensors[name].shape
+    found: Fields = {"pos_embed": POSITIONS[name], "pos_embed_at": "stem" if tables == 1 else "every"}
+    cells = length**2 if name == "pos_embed.columns" else length - (fields["pool"] == "token")
+    if name == "relative_keys.table":
+        found |= {"pos_embed_at": "shared" if tables == 1 else "stem", "num_heads": fields["width"] // width}
+        cells = (length + 1) // 2
     side = math.isqrt(cells)
     if side * side != cells:
         raise ModelError(

@@ -14,30 +14,24 @@ cls_token                          cls
 pos_embed.table                    Transformer/posembed_input/pos_embedding
 patch_embed.proj.weight            embedding/kernel                                                   o (p q c) -> p q c o
 patch_embed.proj.bias              embedding/bias
-blocks.*.norm1.{weight,bias}       Transformer/encoderblock_*/LayerNorm_0/{scale,bias}
+blocks.*.norm{1,2}.{weight,bias}   Transformer/encoderblock_*/LayerNorm_{0,2}/{scale,bias}
 blocks.*.attention.qkv.weight      Transformer/encoderblock_*/Attention_1/{query+key+value}/kernel    (h d) i -> i h d
 blocks.*.attention.qkv.bias        Transformer/encoderblock_*/Attention_1/{query+key+value}/bias      (h d) -> h d
 blocks.*.attention.out.weight      Transformer/encoderblock_*/Attention_1/out/kernel                  o (h d) -> h d o
 blocks.*.attention.out.bias        Transformer/encoderblock_*/Attention_1/out/bias
-blocks.*.norm2.{weight,bias}       Transformer/encoderblock_*/LayerNorm_2/{scale,bias}
-blocks.*.mlp.{fc1,fc2}.weight      Transformer/encoderblock_*/MlpBlock_3/{Dense_0,Dense_1}/kernel     o i -> i o
-blocks.*.mlp.{fc1,fc2}.bias        Transformer/encoderblock_*/MlpBlock_3/{Dense_0,Dense_1}/bias
+blocks.*.mlp.fc{1,2}.weight        Transformer/encoderblock_*/MlpBlock_3/Dense_{0,1}/kernel           o i -> i o
+blocks.*.mlp.fc{1,2}.bias          Transformer/encoderblock_*/MlpBlock_3/Dense_{0,1}/bias
 norm.{weight,bias}                 Transformer/encoder_norm/{scale,bias}
-pre_logits.fc.weight               pre_logits/kernel                                                  o i -> i o
-pre_logits.fc.bias                 pre_logits/bias
-head.weight                        head/kernel                                                        o i -> i o
-head.bias                          head/bias
+{pre_logits.fc,head}.weight        {pre_logits,head}/kernel                                           o i -> i o
+{pre_logits.fc,head}.bias          {pre_logits,head}/bias
 """.replace("Attention_1", "MultiHeadDotProductAttention_1")
 OFFICIAL_STEM = """
-stem.root.weight                         conv_root/kernel                   o i y x -> y x i o
-stem.norm.{weight,bias}                  gn_root/{scale,bias}               c -> 1 1 1 c
-stem.stages.*.*.{conv1,conv2}.weight     block*/unit*/{conv1,conv2}/kernel  o i y x -> y x i o
-stem.stages.*.*.conv3.weight             block*/unit*/conv3/kernel          o i y x -> y x i o
-stem.stages.*.*.shortcut.0.weight        block*/unit*/conv_proj/kernel      o i y x -> y x i o
-stem.stages.*.*.norm1.{weight,bias}      block*/unit*/gn1/{scale,bias}      c -> 1 1 1 c
-stem.stages.*.*.norm2.{weight,bias}      block*/unit*/gn2/{scale,bias}      c -> 1 1 1 c
-stem.stages.*.*.norm3.{weight,bias}      block*/unit*/gn3/{scale,bias}      c -> 1 1 1 c
-stem.stages.*.*.shortcut.1.{weight,bias}  block*/unit*/gn_proj/{scale,bias}  c -> 1 1 1 c
+stem.root.weight                           conv_root/kernel                      o i y x -> y x i o
+stem.norm.{weight,bias}                    gn_root/{scale,bias}                  c -> 1 1 1 c
+stem.stages.*.*.conv{1,2,3}.weight         block*/unit*/conv{1,2,3}/kernel       o i y x -> y x i o
+stem.stages.*.*.shortcut.0.weight          block*/unit*/conv_proj/kernel         o i y x -> y x i o
+stem.stages.*.*.norm{1,2,3}.{weight,bias}  block*/unit*/gn{1,2,3}/{scale,bias}   c -> 1 1 1 c
+stem.stages.*.*.shortcut.1.{weight,bias}   block*/unit*/gn_proj/{scale,bias}     c -> 1 1 1 c
 """
 
 # google-research/big_vision numbers a block's layers by kind and adds positions before the class token joins.
@@ -45,7 +39,7 @@ BIG_VISION = (
     OFFICIAL.replace("Transformer/posembed_input/pos_embedding", "pos_embedding")
     .replace("Attention_1", "Attention_0")
     .replace("MlpBlock_3", "MlpBlock_0")
-    .replace("LayerNorm_2", "LayerNorm_1")
+    .replace("LayerNorm_{0,2}", "LayerNorm_{0,1}")
 )
 BIG_VISION_POOL = """
 attention_pool.probe                     MAPHead_0/probe
@@ -56,23 +50,19 @@ attention_pool.kv.bias                   MAPHead_0/MultiHeadDotProductAttention_
 attention_pool.out.weight                MAPHead_0/MultiHeadDotProductAttention_0/out/kernel             o (h d) -> h d o
 attention_pool.out.bias                  MAPHead_0/MultiHeadDotProductAttention_0/out/bias
 attention_pool.norm.{weight,bias}        MAPHead_0/LayerNorm_0/{scale,bias}
-attention_pool.mlp.{fc1,fc2}.weight      MAPHead_0/MlpBlock_0/{Dense_0,Dense_1}/kernel                   o i -> i o
-attention_pool.mlp.{fc1,fc2}.bias        MAPHead_0/MlpBlock_0/{Dense_0,Dense_1}/bias
+attention_pool.mlp.fc{1,2}.weight        MAPHead_0/MlpBlock_0/Dense_{0,1}/kernel                         o i -> i o
+attention_pool.mlp.fc{1,2}.bias          MAPHead_0/MlpBlock_0/Dense_{0,1}/bias
 """
 
 # google-research/big_transfer, counted from 1.
 BIT_NPZ = """
-root.weight                        resnet/root_block/standardized_conv2d/kernel             o i y x -> y x i o
-stages.*.*.norm1.{weight,bias}     resnet/block*/unit**/a/group_norm/{gamma,beta}
-stages.*.*.conv1.weight            resnet/block*/unit**/a/standardized_conv2d/kernel        o i y x -> y x i o
-stages.*.*.norm2.{weight,bias}     resnet/block*/unit**/b/group_norm/{gamma,beta}
-stages.*.*.conv2.weight            resnet/block*/unit**/b/standardized_conv2d/kernel        o i y x -> y x i o
-stages.*.*.norm3.{weight,bias}     resnet/block*/unit**/c/group_norm/{gamma,beta}
-stages.*.*.conv3.weight            resnet/block*/unit**/c/standardized_conv2d/kernel        o i y x -> y x i o
-stages.*.*.shortcut.weight         resnet/block*/unit**/a/proj/standardized_conv2d/kernel   o i y x -> y x i o
-norm.{weight,bias}                 resnet/group_norm/{gamma,beta}
-head.weight                        resnet/head/conv2d/kernel                                o i -> 1 1 i o
-head.bias                          resnet/head/conv2d/bias
+root.weight                           resnet/root_block/standardized_conv2d/kernel             o i y x -> y x i o
+stages.*.*.norm{1,2,3}.{weight,bias}  resnet/block*/unit**/{a,b,c}/group_norm/{gamma,beta}
+stages.*.*.conv{1,2,3}.weight         resnet/block*/unit**/{a,b,c}/standardized_conv2d/kernel  o i y x -> y x i o
+stages.*.*.shortcut.weight            resnet/block*/unit**/a/proj/standardized_conv2d/kernel   o i y x -> y x i o
+norm.{weight,bias}                    resnet/group_norm/{gamma,beta}
+head.weight                           resnet/head/conv2d/kernel                                o i -> 1 1 i o
+head.bias                             resnet/head/conv2d/bias
 """
 
 # timm's VisionTransformer; with the pre-logits that timm once had and the tutorials made after it still have,
@@ -82,29 +72,24 @@ cls_token                                   cls_token
 pos_embed.table                             pos_embed
 patch_embed.proj.weight                     patch_embed.proj.weight                 o (p q c) -> o c p q
 patch_embed.proj.bias                       patch_embed.proj.bias
-blocks.*.{norm1,norm2}.weight               blocks.*.{norm1,norm2}.weight
-blocks.*.{norm1,norm2}.bias                 blocks.*.{norm1,norm2}.bias
-blocks.*.attention.{qkv,out}.weight         blocks.*.attn.{qkv,proj}.weight
-blocks.*.attention.{qkv,out}.bias           blocks.*.attn.{qkv,proj}.bias
-blocks.*.{scale1,scale2}.factor             blocks.*.{ls1,ls2}.gamma
-blocks.*.{scale1,scale2}.factor             blocks.*.{gamma_1,gamma_2}
-blocks.*.mlp.{fc1,fc2}.weight               blocks.*.mlp.{fc1,fc2}.weight
-blocks.*.mlp.{fc1,fc2}.bias                 blocks.*.mlp.{fc1,fc2}.bias
+blocks.*.norm{1,2}.{weight,bias}            blocks.*.norm{1,2}.{weight,bias}
+blocks.*.attention.{qkv,out}.{weight,bias}  blocks.*.attn.{qkv,proj}.{weight,bias}
+blocks.*.scale{1,2}.factor                  blocks.*.ls{1,2}.gamma
+blocks.*.scale{1,2}.factor                  blocks.*.gamma_{1,2}
+blocks.*.mlp.fc{1,2}.{weight,bias}          blocks.*.mlp.fc{1,2}.{weight,bias}
 norm.{weight,bias}                          norm.{weight,bias}
 attention_pool.probe                        attn_pool.latent
-attention_pool.{q,kv,out,norm}.weight       attn_pool.{q,kv,proj,norm}.weight
-attention_pool.{q,kv,out,norm}.bias         attn_pool.{q,kv,proj,norm}.bias
-attention_pool.mlp.{fc1,fc2}.weight         attn_pool.mlp.{fc1,fc2}.weight
-attention_pool.mlp.{fc1,fc2}.bias           attn_pool.mlp.{fc1,fc2}.bias
+attention_pool.{q,kv,out}.{weight,bias}     attn_pool.{q,kv,proj}.{weight,bias}
+attention_pool.norm.{weight,bias}           attn_pool.norm.{weight,bias}
+attention_pool.mlp.fc{1,2}.{weight,bias}    attn_pool.mlp.fc{1,2}.{weight,bias}
 pre_logits.fc.{weight,bias}                 pre_logits.fc.{weight,bias}
 head.{weight,bias}                          head.{weight,bias}
 """
 TIMM_STEM = """
 stem.root.weight                            patch_embed.backbone.stem.conv.weight
 stem.norm.{weight,bias}                     patch_embed.backbone.stem.norm.{weight,bias}
-stem.stages.*.*.{conv1,conv2,conv3}.weight  patch_embed.backbone.stages.*.blocks.*.{conv1,conv2,conv3}.weight
-stem.stages.*.*.{norm1,norm2,norm3}.weight  patch_embed.backbone.stages.*.blocks.*.{norm1,norm2,norm3}.weight
-stem.stages.*.*.{norm1,norm2,norm3}.bias    patch_embed.backbone.stages.*.blocks.*.{norm1,norm2,norm3}.bias
+stem.stages.*.*.conv{1,2,3}.weight          patch_embed.backbone.stages.*.blocks.*.conv{1,2,3}.weight
+stem.stages.*.*.norm{1,2,3}.{weight,bias}   patch_embed.backbone.stages.*.blocks.*.norm{1,2,3}.{weight,bias}
 stem.stages.*.*.shortcut.0.weight           patch_embed.backbone.stages.*.blocks.*.downsample.conv.weight
 stem.stages.*.*.shortcut.1.{weight,bias}    patch_embed.backbone.stages.*.blocks.*.downsample.norm.{weight,bias}
 """
@@ -115,9 +100,8 @@ stem.norm.{weight,bias}                     patch_embed.backbone.norm.{weight,bi
 """
 TIMM_BIT = """
 root.weight                                 stem.conv.weight
-stages.*.*.{conv1,conv2,conv3}.weight       stages.*.blocks.*.{conv1,conv2,conv3}.weight
-stages.*.*.{norm1,norm2,norm3}.weight       stages.*.blocks.*.{norm1,norm2,norm3}.weight
-stages.*.*.{norm1,norm2,norm3}.bias         stages.*.blocks.*.{norm1,norm2,norm3}.bias
+stages.*.*.conv{1,2,3}.weight               stages.*.blocks.*.conv{1,2,3}.weight
+stages.*.*.norm{1,2,3}.{weight,bias}        stages.*.blocks.*.norm{1,2,3}.{weight,bias}
 stages.*.*.shortcut.weight                  stages.*.blocks.*.downsample.conv.weight
 norm.{weight,bias}                          norm.{weight,bias}
 head.weight                                 head.fc.weight                         o i -> o i 1 1
@@ -130,11 +114,9 @@ cls_token                                   vit.embeddings.cls_token
 pos_embed.table                             vit.embeddings.position_embeddings
 patch_embed.proj.weight                     vit.embeddings.patch_embeddings.projection.weight      o (p q c) -> o c p q
 patch_embed.proj.bias                       vit.embeddings.patch_embeddings.projection.bias
-blocks.*.norm1.{weight,bias}                vit.encoder.layer.*.layernorm_before.{weight,bias}
-blocks.*.attention.qkv.weight               vit.encoder.layer.*.attention.attention.{query+key+value}.weight
-blocks.*.attention.qkv.bias                 vit.encoder.layer.*.attention.attention.{query+key+value}.bias
+blocks.*.norm{1,2}.{weight,bias}            vit.encoder.layer.*.layernorm_{before,after}.{weight,bias}
+blocks.*.attention.qkv.{weight,bias}        vit.encoder.layer.*.attention.attention.{query+key+value}.{weight,bias}
 blocks.*.attention.out.{weight,bias}        vit.encoder.layer.*.attention.output.dense.{weight,bias}
-blocks.*.norm2.{weight,bias}                vit.encoder.layer.*.layernorm_after.{weight,bias}
 blocks.*.mlp.fc1.{weight,bias}              vit.encoder.layer.*.intermediate.dense.{weight,bias}
 blocks.*.mlp.fc2.{weight,bias}              vit.encoder.layer.*.output.dense.{weight,bias}
 norm.{weight,bias}                          vit.layernorm.{weight,bias}
@@ -149,6 +131,9 @@ HUGGINGFACE_5 = (
     .replace("output.dense", "mlp.fc2")
 )
 
+# ViTModel, pretrained without a classifier: its pooler is the official models' pre-logits.
+HUGGINGFACE_BARE = HUGGINGFACE.replace("vit.", "") + "pre_logits.fc.{weight,bias}  pooler.dense.{weight,bias}"
+
 
 class Layout(NamedTuple):
     """A way to name and lay out weights."""
@@ -162,14 +147,6 @@ class Layout(NamedTuple):
 
 BLOCK = "Transformer/encoderblock_0/MultiHeadDotProductAttention"
 TIMM_ARITHMETIC = {"gelu": "exact", "resnet_eps": "timm"}
-# ViTModel, pretrained without a classifier: its pooler is the official models' pre-logits.
-HUGGINGFACE_BARE = (
-    """
-pre_logits.fc.{weight,bias}                 vit.pooler.dense.{weight,bias}
-"""
-    + HUGGINGFACE
-)
-HUGGINGFACE_BARE = HUGGINGFACE_BARE.replace("vit.", "")
 HUGGINGFACE_ARITHMETIC = {"gelu": "exact", "norm_eps": 1e-12}
 LAYOUTS = (
     Layout("npz", "vit", f"{BLOCK}_1/query/kernel", read_rules(OFFICIAL) + read_rules(OFFICIAL_STEM, first=1)),

@@ -6,6 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from braceexpand import braceexpand
 from einops import EinopsError, parse_shape, rearrange
 
 from vitscale.errors import ModelError
@@ -101,21 +102,10 @@ def read_rules(table: str, first: int = 0) -> list[Rule]:
     for line in filter(None, table.splitlines()):
         ours, theirs, *axes = re.split(r"\s{2,}", line.strip())
         mine, their_axes = axes[0].split(" -> ") if axes else ("...", "...")
-        for name, others in zip(_each(ours), _each(theirs), strict=True):
-            rules.append(Rule(_numbered(name), tuple(map(_numbered, _parts(others))), mine, their_axes, first))
+        for name, others in zip(braceexpand(ours), braceexpand(theirs), strict=True):
+            parts = braceexpand(others.replace("+", ","))
+            rules.append(Rule(_numbered(name), tuple(map(_numbered, parts)), mine, their_axes, first))
     return rules
-
-
-def _each(name: str) -> list[str]:
-    """`a.{b,c}` is a.b and a.c."""
-    head, brace, rest = name.partition("{")
-    inside, _, tail = rest.partition("}")
-    return [name] if not brace or "+" in inside else [head + choice + tail for choice in inside.split(",")]
-
-
-def _parts(name: str) -> list[str]:
-    """`a.{b+c}` is held in a.b and a.c."""
-    return _each(name.replace("+", ","))
 
 
 def _numbered(name: str) -> str:

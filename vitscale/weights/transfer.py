@@ -23,12 +23,10 @@ class Fate(NamedTuple):
     detail: str = ""
 
 
-@torch.no_grad()
 def fill(model: nn.Module, weights: dict[str, torch.Tensor], config: ModelConfig, path: Path) -> None:
     """Set every parameter from the file; names and shapes must be exactly the model's."""
     check_tensors(weights, config, str(path))
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
+    model.load_state_dict(weights)
 
 
 @torch.no_grad()
@@ -108,6 +106,5 @@ def summarise(fates: list[Fate]) -> str:
 
 
 def table(fates: list[Fate]) -> str:
-    """One line per tensor."""
     width = max(len(fate.name) for fate in fates)
     return "\n".join(f"{fate.name:<{width}}  {fate.fate:<8} {fate.detail}".rstrip() for fate in fates)
