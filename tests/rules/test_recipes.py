@@ -11,7 +11,7 @@ from vitscale.duration import Duration
 from vitscale.model.build import build
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-FILES = sorted(path for path in RECIPES.rglob("*.yaml") if path.name != "base.yaml")
+FILES = sorted(path for path in RECIPES.rglob("*.yaml") if path.name != "base.yaml" and path.parent.name != "clusters")
 
 # Recipe -> (training images, global batch, steps of the whole run), the last by hand.
 EXPECTED = {
