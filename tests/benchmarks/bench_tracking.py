@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from mlflow_serving import PASSWORD, USER, Server, proxy
+from failing_proxy import proxy
+from mlflow_server import LOGIN, Server
 
 from vitscale import courier, recipe
 from vitscale.courier import Tracker
@@ -44,7 +45,7 @@ def measure(folder: Path, state: str, steps: int) -> dict[str, float]:
         disk.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
         stack.callback(subprocess.run, ["umount", "-l", disk], check=True)
-        server = stack.enter_context(Server(folder, passwords=True, store=disk / "mlflow.db"))
+        server = stack.enter_context(Server(folder, store=disk / "mlflow.db"))
         server.wait()
         uri, wrong = stack.enter_context(proxy(server.uri))
         path = folder / "recipe.yaml"
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--states", nargs="*", default=STATES)
     args = parser.parse_args()
-    os.environ |= {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    os.environ |= LOGIN
     courier.STOP_WITHIN_S = 1.0
     for state in args.states:
         with tempfile.TemporaryDirectory() as folder:

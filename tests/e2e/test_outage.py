@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from failing_proxy import proxy
 from launching import Tiny, clean_environment, make_tiny, vitscale
 from mlflow import MlflowClient
-from mlflow_serving import PASSWORD, USER, Server, proxy
+from mlflow_server import LOGIN, Server
 
 STEPS = 150
 TRAIN = (
@@ -23,7 +24,6 @@ TRAIN = (
     "eval.every.steps=30",
     "checkpoint.every.steps=50",
 )
-LOGIN = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
 WITHIN_S = 120
 MEASURED = ("train/", "eval/")
 pytestmark = pytest.mark.slow  # tests/unit/test_courier.py has the quick one
@@ -79,7 +79,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits_dir: Path) -> T
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with Server(tmp_path, passwords=True) as started:
+    with Server(tmp_path) as started:
         started.wait()
         yield started
 
@@ -133,7 +133,7 @@ def test_with_its_disk_full_it_costs_nothing_and_gets_all(
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=True)
     try:
-        with Server(tmp_path, passwords=True, store=disk / "mlflow.db") as server:
+        with Server(tmp_path, store=disk / "mlflow.db") as server:
             server.wait()
             training = start(tiny, server.uri)
             wait_until(lambda: (tiny.run_dir() / "mlflow_run_id").exists(), training)

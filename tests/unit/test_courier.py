@@ -10,7 +10,7 @@ import time
 import pytest
 from launching import processes_naming
 from mlflow import MlflowClient
-from mlflow_serving import PASSWORD, USER, Server
+from mlflow_server import LOGIN, Server
 
 from vitscale import courier, recipe
 from vitscale.courier import Tracker, alone, sync
@@ -190,10 +190,10 @@ def test_a_server_that_does_not_answer_costs_the_training_nothing(run, capfd, mo
 
 
 def test_a_server_that_was_frozen_and_killed_gets_everything_when_it_is_back(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    for name, value in LOGIN.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with Server(tmp_path, passwords=True) as server:
+    with Server(tmp_path) as server:
         server.wait()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         with tracker(run) as history:

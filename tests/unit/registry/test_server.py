@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import sys
 import urllib.request
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from checkpoints import client_of, content
 from launching import clean_environment, vitscale
-from mlflow_server import ADMIN, mlflow_server, running
+from mlflow_server import LOGIN, Server, running
 from PIL import Image
 
 from vitscale import load_pretrained
@@ -25,13 +26,15 @@ from vitscale.sums import verify
 def server(empty_database, tmp_path_factory):
     """Its address; its files lie below the folder `files`."""
     folder = tmp_path_factory.mktemp("server")
-    with mlflow_server(folder, empty_database) as uri:
-        yield uri, folder / "files"
+    shutil.copyfile(empty_database, folder / "mlflow.db")
+    with Server(folder) as server:
+        server.wait()
+        yield server.uri, folder / "files"
 
 
 @pytest.fixture
 def logged_in(monkeypatch, server):
-    for name, value in ADMIN.items():
+    for name, value in LOGIN.items():
         monkeypatch.setenv(name, value)
     return server[0]
 
@@ -39,7 +42,7 @@ def logged_in(monkeypatch, server):
 def elsewhere(folder: Path, uri: str) -> dict[str, str]:
     """The environment of a machine with a home of its own."""
     folder.mkdir()
-    return {"HOME": str(folder), "XDG_CACHE_HOME": "", "MLFLOW_TRACKING_URI": uri, **ADMIN}
+    return {"HOME": str(folder), "XDG_CACHE_HOME": "", "MLFLOW_TRACKING_URI": uri, **LOGIN}
 
 
 @pytest.mark.slow
