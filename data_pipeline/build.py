@@ -82,7 +82,9 @@ def build(
     _claim(out, built)
     write = partial(write_shard, encoding=encoding, skip_bad=skip_bad)
     for name, images in splits.items():
-        if images and not (out / f"{name}.json").exists():
+        if (out / f"{name}.json").exists():
+            _forget_notes(out.glob(f"{name}-*.done"))  # of a build that was killed as it removed them
+        elif images:
             parts = _parts_of_bytes(images, shard_bytes, encoding) if shard_bytes else _parts(images, sizes)
             shards = [(out.absolute() / f"{name}-{number:05d}.tar", part) for number, part in enumerate(parts)]
             _list_split(out / name, list(in_processes(write, shards, workers, f"{name} shards")), collection.classes)
@@ -243,8 +245,12 @@ def _list_split(path: Path, shards: Sequence[Done], classes: list[str]) -> None:
     if skipped := [image for done in shards for image in done.skipped]:
         storage.write(f"{path}.skipped.jsonl", "".join(f"{json.dumps(image)}\n" for image in skipped).encode())
     list_rows(rows, f"{path.absolute()}.json", classes)
-    for done in shards:
-        Path(done.row.url).with_suffix(".done").unlink(missing_ok=True)
+    _forget_notes(Path(done.row.url).with_suffix(".done") for done in shards)
+
+
+def _forget_notes(notes: Iterable[Path]) -> None:
+    for note in notes:
+        note.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -116,7 +116,7 @@ class Delivery:
         if not run_id or not is_known(client, run_id):
             experiment = experiment_id(client, self._cfg.tracking.experiment, self.uri)
             made = client.search_runs([experiment], f"tags.`{DIRECTORY_TAG}` = '{self._mark.directory}'")
-            made_by = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "vitscale.train", "mlflow.source.type": "JOB"}
+            made_by = {"mlflow.user": user(), "mlflow.source.name": "vitscale.train", "mlflow.source.type": "JOB"}
             tags = {DIRECTORY_TAG: self._mark.directory, **made_by}
             run_id = (made[0] if made else client.create_run(experiment, run_name=self._cfg.name, tags=tags)).info.run_id
             fault.at("tracking.created")
@@ -201,6 +201,14 @@ class Delivery:
             folder = str(Path(name).parent)
             self._client.log_artifact(self._mark.run_id, str(self._run.artifacts / name), None if folder == "." else folder)
             self._note(files={**self._mark.files, name: stamp})
+
+
+def user() -> str:
+    """Who runs this; a number where the machine has no name for it, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def flatten(values: dict, prefix: str = "") -> list[tuple[str, Any]]:

@@ -370,3 +370,10 @@ def test_a_store_that_was_moved_is_said(make_run, monkeypatch, tmp_path):
     assert f"mlflow.db: was moved, and MLflow remembers that its files are in {before}; link that to {now}" in done.stderr
     before.symlink_to(now)
     assert vitscale("sync", now / "run").returncode == 0
+
+
+def test_a_user_without_a_name_as_in_containers_is_a_number(run, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert deliver(run).data.tags["mlflow.user"] == "4000000000"

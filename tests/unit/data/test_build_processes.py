@@ -84,6 +84,14 @@ def test_a_killed_build_of_two_processes_goes_on_and_gives_the_bytes_of_one(nois
     assert finished == {path: path.stat().st_mtime_ns for path in finished}
 
 
+def test_a_build_killed_as_it_tidied_leaves_no_notes(noise, undisturbed, tmp_path):
+    for name, content in undisturbed.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "val-00002.done").write_text("{}")
+    make(noise, tmp_path)
+    assert files(tmp_path) == undisturbed
+
+
 def test_a_worker_that_dies_is_reported():
     with pytest.raises(DataError, match=r"one of 2 worker processes died.*fewer --workers"):
         list(in_processes(os._exit, [1, 1], 2, "tasks"))
