@@ -12,6 +12,8 @@ from vitscale.config import RunConfig, grad_accum
 from vitscale.errors import RecipeError
 
 SECRET = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key|private_?key", re.IGNORECASE)
+WRITTEN_OUT = re.compile(rf"(?:{SECRET.pattern})\w*=(?![\"']?\$)\S|://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
+SECRETS_STAY = "it must not stand in files: export it in the shell that submits, sbatch takes it along"
 
 
 def _word(text: str) -> str:
@@ -24,6 +26,8 @@ def _word(text: str) -> str:
 def _line(text: str) -> str:
     if not text.isprintable():
         raise ValueError("one printable line is allowed here")
+    if WRITTEN_OUT.search(text):
+        raise ValueError(f"holds a secret; {SECRETS_STAY}")
     return text
 
 
@@ -92,10 +96,7 @@ class Cluster(Section):
             if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"environment: {name!r} is no name of a variable")
             if SECRET.search(name):
-                raise ValueError(
-                    f"environment: {name} looks like a secret, which must not stand in files; export it in the shell "
-                    "that submits, sbatch takes it along"
-                )
+                raise ValueError(f"environment: {name} looks like a secret; {SECRETS_STAY}")
         if self.gpus_per_node and self.procs_per_node not in (None, self.gpus_per_node):
             raise ValueError(
                 f"procs_per_node {self.procs_per_node} is not gpus_per_node {self.gpus_per_node}: one process drives one GPU"

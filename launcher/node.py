@@ -12,9 +12,6 @@ from collections.abc import Mapping, Sequence
 from launcher.command import node_command
 from vitscale import failure
 
-# Torch's agent passes these on to the workers, which then stop in good order; SIGUSR1 is how Slurm says that time runs out.
-HANDLED = "SIGTERM,SIGINT,SIGUSR1"
-
 
 def command(words: Sequence[str], environ: Mapping[str, str], host: str) -> list[str]:
     nodes, procs = int(environ["SLURM_NNODES"]), int(environ["PROCS_PER_NODE"])
@@ -35,7 +32,7 @@ def main() -> None:
     words = command(sys.argv[1:], os.environ, host)
     print(f"{host}: {shlex.join(words)}", flush=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the loader's threads and the model's are set by each process
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = HANDLED
+    os.environ["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = f"[{host} rank ${{rank}}] "
     os.execv(words[0], words)
 
 

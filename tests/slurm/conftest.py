@@ -1,6 +1,7 @@
 """A real Slurm of three hosts on this machine, and runs on it."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from launching import clean_environment
 
-CLUSTER_SH = Path(__file__).parents[2] / "slurm" / "local" / "cluster.sh"
+SLURM_DIR = Path(__file__).parents[2] / "slurm"
+CLUSTER_SH = SLURM_DIR / "local" / "cluster.sh"
 WITHIN_S = 300
 
 CLUSTER = """
@@ -79,16 +81,19 @@ class Slurm:
 
     def __init__(self, folder: Path, data: Path) -> None:
         self.folder, self.data = folder, data
-        self.environ = {**clean_environment(), "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        conf, interface = str(folder / "slurm.conf"), "e0"
+        self.environ = {**clean_environment(), "SLURM_CONF": conf, "GLOO_SOCKET_IFNAME": interface, "PATH": path}
 
     def __call__(self, *words: str | Path) -> str:
         done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=self.environ, check=False, timeout=120)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         return done.stdout.strip()
 
-    def run(self, name: str, steps: int = 120) -> Run:
+    def run(self, name: str, steps: int = 120, **sections: str) -> Run:
         recipe = self.folder / f"{name}.yaml"
-        recipe.write_text(RECIPE.format(name=name, folder=self.folder, data=self.data, steps=steps))
+        lines = "".join(f"{key}: {value}\n" for key, value in sections.items())
+        recipe.write_text(RECIPE.format(name=name, folder=self.folder, data=self.data, steps=steps) + lines)
         return Run(recipe, self.folder / "runs" / name)
 
     def submit(self, run: Run, *overrides: str, nodes: int = 2, time: str = "10:00", options: tuple[str, ...] = ()) -> str:
@@ -115,7 +120,12 @@ class Slurm:
             time.sleep(0.3)
 
     def ended(self, job: str) -> bool:
-        return self.state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
+        """And stays so: a job that is queued again has passed through other states."""
+        for _ in range(3):
+            if self.state(job) in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
+                return False
+            time.sleep(1)
+        return True
 
     def finish(self, run: Run, job: str) -> None:
         """Wait until the job is over, and see that the run is finished."""

@@ -7,6 +7,8 @@ import subprocess
 import pytest
 from conftest import CLUSTER_SH, Run, Slurm
 
+from vitscale import recipe
+
 pytestmark = pytest.mark.slurm
 
 
@@ -26,18 +28,35 @@ def test_a_whole_run_on_two_hosts(undisturbed: Run) -> None:
     said = undisturbed.output()
     assert "2 nodes x 1 processes on node" in said
     assert "2 processes x micro-batch 24" in said
-    assert sorted(path.name for path in undisturbed.path.glob("logs/*/*")) == sorted(
-        {path.name for path in undisturbed.path.glob("logs/*/*")}
-    )
+    assert "[node0 rank 0] loading torch" in said
+    hosts = [path.name for path in undisturbed.path.glob("logs/*/node*")]
+    assert len(hosts) == len(set(hosts)) == 2
+    assert "loading torch" in "".join(path.read_text() for path in undisturbed.path.glob("logs/*/node*/**/std*.log"))
+    assert recipe.load(undisturbed.path / "submitted.yaml") == recipe.load(undisturbed.recipe)
     assert undisturbed.steps()[-1] == 120
 
 
 def test_the_time_limit(slurm: Slurm, undisturbed: Run) -> None:
-    run = slurm.run("limit")
-    job = slurm.submit(run, time="1:00")
-    slurm.wait(run, lambda: run.status().get("state") == "finished", job=job)
+    run, job = begin(slurm, "limit", time="6:00")
+    workers = slurm.processes("node0", "vitscale.train\0")
+    for worker in workers:  # the run is short: let it wait for the signal, five minutes before the limit
+        os.kill(worker, signal.SIGSTOP)
+    slurm.wait(run, lambda: "SIGUSR1" in run.output())
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
     slurm.finish(run, job)
+    assert "stopped at step" in run.output()
+    assert "Restarts=1" in slurm("scontrol", "show", "job", job)
     assert same(run, undisturbed)
+
+
+def test_a_time_limit_that_leaves_no_time_for_work_is_no_endless_loop(slurm: Slurm) -> None:
+    run = slurm.run("loop")
+    job = slurm.submit(run, time="1:00")
+    slurm.wait(run, lambda: slurm.ended(job))
+    assert slurm.state(job) == "FAILED"
+    assert "given up: 3 failures since the checkpoint" in run.output()
+    assert run.output().count("there was no time for a step") == 6
 
 
 def test_pre_emption(slurm: Slurm, undisturbed: Run) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from launcher import cluster as clusters
 from launcher.cluster import Cluster
 from launcher.node import command
 from launcher.sbatch import render, settings, slurm_dir
-from vitscale import failure, recipe
+from vitscale import failure
 from vitscale.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = sorted((ROOT / "recipes" / "clusters").glob("*.yaml"))
+SCRIPTS = sorted(path for path in (ROOT / "slurm").rglob("*") if path.suffix in (".sbatch", ".sh"))
 HOSTILE = [
     "$(touch pwned)",
     "`touch pwned`",
@@ -41,15 +43,28 @@ def cluster_file(tmp_path):
 
 
 def bash(script: str, cwd: Path, *words: str) -> str:
-    done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, cwd=cwd, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # with shellcheck
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        env={**os.environ, "PATH": path},
+    )
+    assert (done.returncode, done.stdout if done.returncode else "", done.stderr) == (0, "", "")
     return done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_by_hand_are_sound(path):
+    bash(f"shellcheck {path}", ROOT)
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
 def test_every_example_gives_a_sound_script(path, tmp_path):
     script = render(clusters.load(path), "run", tmp_path / "run", [str(tmp_path / "run" / "submitted.yaml")])
-    bash('bash -n <<<"$1"', tmp_path, script)
+    bash('shellcheck - <<<"$1"', tmp_path, script)
     head = script.split("set -euo pipefail")[0].splitlines()
     assert all(line.startswith("#") for line in head)
     assert script.endswith((slurm_dir() / "train.sbatch").read_text().split("# == End of settings ==\n")[1])
@@ -75,6 +90,29 @@ def test_words_of_sbatch_lines_are_words(cluster_file, field, value):
 def test_secrets_are_refused(cluster_file, name):
     with pytest.raises(RecipeError, match=f"{name} looks like a secret"):
         clusters.load(cluster_file(f"environment: {{{name}: hush}}"))
+
+
+@pytest.mark.parametrize("line", ["export HF_TOKEN=hf_abc", "pip config set global.index-url https://me:hush@host/simple"])
+def test_secrets_in_setup_are_refused(cluster_file, line):
+    with pytest.raises(RecipeError, match="export it in the shell that submits"):
+        clusters.load(cluster_file(json.dumps({"setup": [line]})))
+
+
+def test_a_secret_that_is_read_from_elsewhere_is_none(cluster_file):
+    assert clusters.load(cluster_file(json.dumps({"setup": ['export HF_TOKEN="$(cat ~/.token)"', "module load cuda"]})))
+
+
+def test_a_password_in_the_recipe_is_refused(cluster_file, write_recipe, tmp_path):
+    words = (
+        f"runs={tmp_path}/runs",
+        "tracking.uri=https://me:hush@mlflow.example",
+        "--cluster",
+        cluster_file("{gpus_per_node: 0}"),
+    )
+    done = vitscale("submit", write_recipe(), *words)
+    assert done.returncode == 1
+    assert "holds a secret" in done.stderr and "hush" not in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_queued(cluster_file, write_recipe, tmp_path):
@@ -132,18 +170,3 @@ def test_the_first_error_counts(tmp_path, monkeypatch):
     assert failure.note(tmp_path, failure.place(3, 12, "train"), "RuntimeError: out of memory")
     assert not failure.note(tmp_path, failure.place(0, 12, "train"), "connection lost")
     assert (tmp_path / failure.NAME).read_text() == "rank 3 on node7, step 12, phase train: RuntimeError: out of memory\n"
-
-
-def test_what_is_queued_is_a_copy_of_the_recipe(config, tmp_path):
-    from launcher.submit import SUBMITTED, submit
-
-    (fake := tmp_path / "bin").mkdir()
-    (fake / "sbatch").write_text("#!/bin/sh\necho 17\n")
-    (fake / "sbatch").chmod(0o755)
-    cfg, before = config(), os.environ["PATH"]
-    os.environ["PATH"] = f"{fake}:{before}"
-    try:
-        assert submit(cfg, "#!/bin/bash\n", tmp_path / "run") == "17"
-    finally:
-        os.environ["PATH"] = before
-    assert recipe.load(tmp_path / "run" / SUBMITTED) == cfg
