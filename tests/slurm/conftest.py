@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -107,8 +108,10 @@ class Slurm:
     def state(self, job: str) -> str:
         """`PENDING`, `RUNNING`, `COMPLETED`, ..."""
         shown = dict(word.split("=", 1) for word in self("scontrol", "show", "job", job).split() if "=" in word)
-        if shown["JobState"] == "PENDING" and shown["Reason"] == "BeginTime":  # what is queued again waits two minutes
-            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=self.environ, check=False)
+        if shown["JobState"] == "PENDING" and shown["Reason"] == "BeginTime":
+            due = datetime.fromisoformat(shown["StartTime"]) - datetime.now()
+            if due.total_seconds() > 10:  # what is queued again waits two minutes; in the same second it could not start
+                subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now+3seconds"], env=self.environ, check=False)
         return shown["JobState"]
 
     def wait(self, run: Run, until: Callable[[], object], within_s: float = WITHIN_S, job: str = "") -> None:
@@ -120,12 +123,7 @@ class Slurm:
             time.sleep(0.3)
 
     def ended(self, job: str) -> bool:
-        """And stays so: a job that is queued again has passed through other states."""
-        for _ in range(3):
-            if self.state(job) in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
-                return False
-            time.sleep(1)
-        return True
+        return self.state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
 
     def finish(self, run: Run, job: str) -> None:
         """Wait until the job is over, and see that the run is finished."""
