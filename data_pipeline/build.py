@@ -60,12 +60,14 @@ def build(
     encoding: Encoding = ORIGINAL,
     skip_bad: bool = False,
     workers: int | None = 1,
+    part: tuple[int, int] = (0, 1),
 ) -> dict[str, Manifest]:
     """Shuffle, split, write `train` and `val` shards under `out`; a split or shard that was built so already stays as it is.
 
     `val` are held-out images of their own, instead of a fraction. `shard_samples` are the sizes of successive shards, the
     last repeated; with `shard_bytes` shards become about that large instead. Order and split depend on (seed, number of
     images) only. `skip_bad` leaves out images that cannot be decoded, and lists them in `SPLIT.skipped.jsonl`.
+    `part` (k, n) writes every n-th shard from the k-th on, beside other parts; a build of the whole then lists them.
     """
     sizes = list(shard_samples)
     _check(val_fraction, sizes, shard_bytes, encoding)
@@ -79,7 +81,8 @@ def build(
         "shard_bytes": str(shard_bytes),
         **{name: str(value) for name, value in encoding._asdict().items()},
     }
-    _claim(out, built)
+    whole = part == (0, 1)
+    _claim(out, built, whole)
     write = partial(write_shard, encoding=encoding, skip_bad=skip_bad)
     for name, images in splits.items():
         if (out / f"{name}.json").exists():
@@ -87,8 +90,11 @@ def build(
         elif images:
             parts = _parts_of_bytes(images, shard_bytes, encoding) if shard_bytes else _parts(images, sizes)
             shards = [(out.absolute() / f"{name}-{number:05d}.tar", part) for number, part in enumerate(parts)]
-            _list_split(out / name, list(in_processes(write, shards, workers, f"{name} shards")), collection.classes)
-    manifests = {name: read_manifest(str(out / f"{name}.json")) for name, images in splits.items() if images}
+            done = list(in_processes(write, shards[part[0] :: part[1]], workers, f"{name} shards"))
+            if whole:
+                _list_split(out / name, done, collection.classes)
+    listed = [name for name in splits if (out / f"{name}.json").exists()]
+    manifests = {name: read_manifest(str(out / f"{name}.json")) for name in listed}
     for manifest in manifests.values():
         manifest.check()
     return manifests
@@ -146,19 +152,19 @@ def _growth(images: list[Item], encoding: Encoding) -> float:
     return after / before if before else 1.0
 
 
-def _claim(out: Path, built: dict[str, str]) -> None:
+def _claim(out: Path, built: dict[str, str], alone: bool) -> None:
     """What is there was built in the same way: otherwise one split could hold images of the other."""
-    note = out / "build.json"
+    note, tar = out / "build.json", next(out.glob("*.tar"), None)  # looked for first: parts begin together
     if note.exists():
         before = json.loads(note.read_text())
         changed = [f"{key} was {before.get(key)}, is {value}" for key, value in built.items() if before.get(key) != value]
         if changed:
             raise DataError(f"{out}: was built otherwise ({'; '.join(changed)}); give another --out, or remove {out}")
-    elif next(out.glob("*.tar"), None):
+    elif tar:
         raise DataError(f"{out}: holds tars, and no build.json that says how they were built; give another --out")
     else:
         storage.write(str(note), json.dumps(built, indent=1).encode())
-    for leftover in out.glob("*.partial"):  # of a build that was killed
+    for leftover in out.glob("*.partial") if alone else ():  # of a build that was killed
         leftover.unlink()
 
 
@@ -254,18 +260,19 @@ def _forget_notes(notes: Iterable[Path]) -> None:
 
 
 @contextmanager
-def spool(out: Path) -> Iterator[str]:
-    """A folder for copies of what cannot be read at random, in `out`, which is ours alone meanwhile and goes if it is empty."""
+def spool(out: Path, alone: bool = True) -> Iterator[str]:
+    """A folder for copies of what cannot be read at random, in `out`, which goes if it is empty, and is ours alone meanwhile
+    or shared by builds of parts."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise DataError(f"{out}: another build is at work there; wait for its end, or give another --out") from None
     except OSError as error:
         raise DataError(f"{out}: is no folder to write to ({error.strerror}); give another --out") from None
     try:
-        for leftover in out.glob(".spool-*"):  # of a build that was killed
+        for leftover in out.glob(".spool-*") if alone else ():  # of a build that was killed
             shutil.rmtree(leftover)
         with tempfile.TemporaryDirectory(dir=out, prefix=".spool-") as folder:
             yield folder

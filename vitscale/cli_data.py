@@ -58,6 +58,8 @@ def add_build(commands: Commands) -> None:
     build.add_argument("--seed", type=seed, default=0, help="of shuffle and split (default: 0)")
     build.add_argument("--no-shuffle", action="store_true", help="keep the order of the sources")
     build.add_argument("--skip-bad", action="store_true", help="leave out what cannot be decoded (SPLIT.skipped.jsonl)")
+    part_help = "write every N-th shard from the K-th on, 0 <= K < N, while others write theirs; then build without it"
+    build.add_argument("--part", type=part, default=(0, 1), metavar="K/N", help=part_help)
     add_workers(build)
 
     # Names and defaults as in `data_pipeline.encode.Encoding`.
@@ -67,6 +69,13 @@ def add_build(commands: Commands) -> None:
     interval = "blocks of 16x16 pixels between restart markers, at which crops are cut out (default: about 4)"
     build.add_argument("--restart-interval", type=count, default=4, metavar="MCUS", help=interval)
     build.add_argument("--restart-all", action="store_true", help="restart markers, without loss, in kept JPEGs too (jpegtran)")
+
+
+def part(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not 0 <= int(number) < int(of):
+        raise argparse.ArgumentTypeError(f"{text}: must be K/N with 0 <= K < N")
+    return int(number), int(of)
 
 
 def local_folder(text: str) -> Path:
@@ -92,7 +101,8 @@ def run_data_build(args: argparse.Namespace) -> int:
     from data_pipeline.sources import Reading
 
     classes = read_classes(args.classes) if args.classes else []
-    with build.spool(args.out) as spool:
+    whole = args.part == (0, 1)
+    with build.spool(args.out, alone=whole) as spool:
         reading = Reading(spool, args.label, classes, args.synsets)
         gather = partial(build.gather, allow_pipe=args.allow_pipe, workers=args.workers)
         train = gather(args.sources, reading)
@@ -109,7 +119,10 @@ def run_data_build(args: argparse.Namespace) -> int:
             encoding=Encoding(**{name: getattr(args, name) for name in Encoding._fields}),
             skip_bad=args.skip_bad,
             workers=args.workers,
+            part=args.part,
         )
+    if not whole:
+        print(f"part {args.part[0]} of {args.part[1]} is there; build without --part when all are")
     for manifest in manifests.values():
         images, shards, classes_ = manifest.num_samples, len(manifest.urls), len(manifest.classes)
         print(f"{manifest.name}: {images:,} images in {shards} shards, {classes_} classes")

@@ -109,7 +109,7 @@ class Slurm:
         """`PENDING`, `RUNNING`, `COMPLETED`, ..."""
         shown = dict(word.split("=", 1) for word in self("scontrol", "show", "job", job).split() if "=" in word)
         if shown["JobState"] == "PENDING" and shown["Reason"] == "BeginTime":
-            due = datetime.fromisoformat(shown["StartTime"]) - datetime.now()
+            due = datetime.fromisoformat(shown["EligibleTime"]) - datetime.now()
             if due.total_seconds() > 10:  # what is queued again waits two minutes; in the same second it could not start
                 subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now+3seconds"], env=self.environ, check=False)
         return shown["JobState"]

@@ -84,6 +84,24 @@ def test_a_killed_build_of_two_processes_goes_on_and_gives_the_bytes_of_one(nois
     assert finished == {path: path.stat().st_mtime_ns for path in finished}
 
 
+def test_parts_at_the_same_time_then_the_whole_give_the_same_bytes(noise, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "vitscale.cli", "data", "build", str(noise), "--out", str(out), *COMMAND[:-1], "1"]
+    parts = [subprocess.Popen([*command, "--part", f"{number}/3"]) for number in range(3)]
+    assert [process.wait() for process in parts] == [0, 0, 0]
+    assert len(list(out.glob("*.tar"))) == len([name for name in undisturbed if name.endswith(".tar")])
+    assert not (out / "train.json").exists()
+    subprocess.run(command, check=True)
+    assert files(out) == undisturbed
+
+
+@pytest.mark.parametrize("text", ["3/3", "-1/2", "1", "a/b"])
+def test_a_part_that_is_none(noise, tmp_path, text):
+    command = [sys.executable, "-m", "vitscale.cli", "data", "build", str(noise), "--out", str(tmp_path), f"--part={text}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "argument --part" in done.stderr
+
+
 def test_a_build_killed_as_it_tidied_leaves_no_notes(noise, undisturbed, tmp_path):
     for name, content in undisturbed.items():
         (tmp_path / name).write_bytes(content)
