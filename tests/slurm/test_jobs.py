@@ -61,16 +61,8 @@ def test_a_time_limit_that_leaves_no_time_for_work_is_no_endless_loop(slurm: Slu
 
 def test_pre_emption(slurm: Slurm, undisturbed: Run) -> None:
     run, job = begin(slurm, "preempted")
-    slurm(
-        "sbatch",
-        "--partition=urgent",
-        "--nodes=3",
-        "--ntasks-per-node=1",
-        "--cpus-per-task=2",
-        "--output=/dev/null",
-        "--wrap",
-        "srun sleep 1",
-    )
+    whole_nodes = ("--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=2")
+    slurm("sbatch", "--partition=urgent", *whole_nodes, "--output=/dev/null", "--wrap", "srun sleep 1")
     slurm.finish(run, job)
     assert "Restarts=1" in slurm("scontrol", "show", "job", job)
     assert same(run, undisturbed)
