@@ -4,9 +4,7 @@ What each shard will hold is decided first, by arithmetic, so that processes can
 kill: a shard is there complete, with its index and a `.done` file that says what it holds, or not at all.
 """
 
-import csv
 import fcntl
-import io
 import itertools
 import json
 import os
@@ -17,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import webdataset as wds
@@ -43,7 +41,7 @@ class Done(NamedTuple):
     """A shard that was written."""
 
     row: Row
-    statistics: dict[str, float]  # of its images, and of what `encode` did with them
+    statistics: dict[str, Any]  # of its images, and of what `encode` did with them
     skipped: list[dict[str, str]]
 
 
@@ -177,17 +175,18 @@ def write_shard(task: tuple[Path, list[Item]], encoding: Encoding, skip_bad: boo
         raise DataError(f"{path}: cannot be written ({error.strerror}); make room and run the same command again") from None
     finally:
         partial_tar.unlink(missing_ok=True)
-    done = Done(row._replace(url=str(path)), _statistics(written), skipped)
-    storage.write(str(note), json.dumps({**done._asdict(), "row": row._asdict()}).encode())
+    row = row._replace(url=str(path))
+    done = Done(row, _statistics(row, written, skipped), skipped)
+    storage.write(str(note), json.dumps(done).encode())
     return done
 
 
 def _read_done(note: Path, shard: Path) -> Done | None:
     """None: the shard or its index is not what the note says."""
-    fields = json.loads(note.read_text())
-    row = Row(**{**fields.pop("row"), "url": str(shard)})
+    stated, *others = json.loads(note.read_text())
+    row = Row(*stated)._replace(url=str(shard))
     sizes = [path.stat().st_size if path.exists() else -1 for path in (shard, shard.with_suffix(".idx"))]
-    return Done(row, **fields) if sizes == [row.bytes, row.index_bytes] else None
+    return Done(row, *others) if sizes == [row.bytes, row.index_bytes] else None
 
 
 def _write_tar(
@@ -216,15 +215,19 @@ def _write_tar(
     return written, skipped
 
 
-def _statistics(written: list[tuple[Item, Encoded]]) -> dict[str, float]:
+def _statistics(row: Row, written: list[tuple[Item, Encoded]], skipped: list[dict[str, str]]) -> dict[str, Any]:
     changes = Counter(encoded.change for _, encoded in written)
     sides = np.array([(encoded.width, encoded.height) for _, encoded in written] or [(0, 0)])
     width, height = sides.mean(axis=0).round(1).tolist()
     return {
+        "shard": Path(row.url).name,
+        "images": row.samples,
+        "bytes": row.bytes,
         **{change: changes[change] for change in ("kept", "marked", "reencoded")},
         "mean_width": width,
         "mean_height": height,
         "labels": len({image.label for image, _ in written}),  # different ones
+        "skipped": len(skipped),
     }
 
 
@@ -233,15 +236,9 @@ def _list_split(path: Path, shards: Sequence[Done], classes: list[str]) -> None:
     rows = [done.row for done in shards if done.row.samples]
     if not rows:
         raise DataError(f"{path}: every image was left out, see --skip-bad; the first: {shards[0].skipped[0]}")
-    lines = [
-        {"shard": Path(row.url).name, "images": row.samples, "bytes": row.bytes, **statistics, "skipped": len(skipped)}
-        for row, statistics, skipped in shards
-    ]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    storage.write(f"{path}.shards.csv", table.getvalue().encode())
+    columns = list(shards[0].statistics)
+    table = [columns, *([str(done.statistics[name]) for name in columns] for done in shards)]
+    storage.write(f"{path}.shards.csv", "".join(",".join(line) + "\n" for line in table).encode())
     if skipped := [image for done in shards for image in done.skipped]:
         storage.write(f"{path}.skipped.jsonl", "".join(f"{json.dumps(image)}\n" for image in skipped).encode())
     list_rows(rows, f"{path.absolute()}.json", classes)
