@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from data_pipeline.bad_samples import BadSamples, Skip
-from data_pipeline.config import DataConfig
+from data_pipeline.config import DataConfig, Preprocessing
 from data_pipeline.decode import decode
 from data_pipeline.draw import Draw, Purpose
 from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.mixplan import mix_plan
 from data_pipeline.order import Order, Slots
 from data_pipeline.stream import PREFETCH_STEPS, Loaded, Shards, reading, steps, where
-from data_pipeline.views import EvalConfig, View, eval_view, train_crop, train_view
+from data_pipeline.views import View, eval_view, train_crop, train_view
 
 GROUP = 8  # slots decoded, then resized: each library's code and tables stay in the cache; 8 % faster than one by one
 
@@ -177,7 +177,7 @@ def usable(block: Loaded, sample: int, num_classes: int) -> tuple[bytes, int]:
     return image, label
 
 
-def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_classes: int, layout: Layout) -> Loader:
+def eval_loader(shards: Shards, config: Preprocessing, size: int, batch: int, num_classes: int, layout: Layout) -> Loader:
     """Every sample exactly once over all ranks, in order; all ranks take equally many equal batches, padded with weight 0.
 
     A bad sample is an error here, whatever the policy: an accuracy on fewer images is another accuracy.
@@ -189,7 +189,7 @@ def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_c
             pixels = decode(image)
         except BadSampleError as error:
             raise DataError(f"{where(shards, sample)}: {error}; evaluation needs every image: mend the shard") from error
-        return Sample(lambda: View(eval_view(pixels, size, config.eval_crop, config.interpolation)), label), None
+        return Sample(lambda: View(eval_view(pixels, size, config)), label), None
 
     def plans() -> Generator[Plan]:
         with reading(PREFETCH_STEPS) as pool:
