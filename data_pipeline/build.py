@@ -272,21 +272,21 @@ def spool(out: Path) -> Iterator[str]:
             out.rmdir()
 
 
-def gather(sources: Sequence[str], reading: Reading, allow_pipe: bool = False, workers: int | None = 1) -> Collection:
+def gather(sources: Sequence[str], reading: Reading, workers: int | None = 1) -> Collection:
     """The images of all sources, with one list of classes. Remote sources and pipes are copied to the spool, whole."""
-    files = [file for name in expand(sources) for file in _files(name, reading.spool, allow_pipe)]
+    files = [file for name in expand(sources) for file in _files(name, reading)]
     collection = merge(list(in_processes(partial(collect, reading=reading), files, workers, "collect")), reading.classes)
     if not collection.images:
         raise DataError(f"{', '.join(map(shown, sources[:3]))}: no images there; nothing to build")
     return collection
 
 
-def _files(name: str, spool: str, allow_pipe: bool) -> list[Source]:
+def _files(name: str, reading: Reading) -> list[Source]:
     """A source as local files: of a folder without class folders its tars, or else its parquet files."""
     if name.startswith("pipe:"):
-        if not allow_pipe:
+        if not reading.allow_pipe:
             raise DataError(f"{name}: would run a command of the shell; give --allow-pipe if you trust it")
-        copy = Path(tempfile.mkdtemp(dir=spool), "pipe.tar")
+        copy = Path(tempfile.mkdtemp(dir=reading.spool), "pipe.tar")
         try:
             with wds.gopen(name) as stream, copy.open("wb") as file:
                 shutil.copyfileobj(stream, file)
@@ -294,7 +294,7 @@ def _files(name: str, spool: str, allow_pipe: bool) -> list[Source]:
             raise DataError(f"{name}: the command failed ({error}); run it by itself to see why") from None
         return [Source(copy, name)]
     if storage.is_remote(name):
-        copy = Path(tempfile.mkdtemp(dir=spool), PurePosixPath(name.partition("?")[0]).name)
+        copy = Path(tempfile.mkdtemp(dir=reading.spool), PurePosixPath(name.partition("?")[0]).name)
         with copy.open("wb") as file:
             download(name, file)
         return [Source(copy, shown(name))]
