@@ -83,7 +83,7 @@ def build(
         if (out / f"{name}.json").exists():
             _forget_notes(out.glob(f"{name}-*.done"))  # of a build that was killed as it removed them
         elif images:
-            parts = _parts_of_bytes(images, shard_bytes, encoding) if shard_bytes else _parts(images, sizes)
+            parts = _parts(images, sizes, shard_bytes, encoding)
             shards = [(out.absolute() / f"{name}-{number:05d}.tar", part) for number, part in enumerate(parts)]
             _list_split(out / name, list(in_processes(write, shards, workers, f"{name} shards")), collection.classes)
     manifests = {name: read_manifest(str(out / f"{name}.json")) for name, images in splits.items() if images}
@@ -114,21 +114,15 @@ def _split(collection: Collection, fraction: float, val: Collection | None, seed
     return {name: [images[i] for i in (part if shuffle else np.sort(part))] for name, part in numbers.items()}
 
 
-def _parts(images: list[Item], sizes: list[int]) -> Iterator[list[Item]]:
-    remaining = iter(images)
-    for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
-        if not (part := list(itertools.islice(remaining, size))):
-            return
-        yield part
-
-
-def _parts_of_bytes(images: list[Item], shard_bytes: int, encoding: Encoding) -> Iterator[list[Item]]:
-    """Cut where the size, as estimated from that of the sources, passes a multiple of `shard_bytes`."""
-    sizes = np.array([image.num_bytes for image in images]) * _growth(images, encoding) + SAMPLE_BYTES
-    shards = (np.cumsum(sizes) - sizes) // shard_bytes
-    ends = [*(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(images)]
-    for start, end in itertools.pairwise([0, *ends]):
-        yield images[start:end]
+def _parts(images: list[Item], sizes: list[int], shard_bytes: int, encoding: Encoding) -> list[list[Item]]:
+    """The images of each shard: so many, or cut where their size, estimated from that of the sources, passes `shard_bytes`."""
+    if shard_bytes:
+        estimated = np.array([image.num_bytes for image in images]) * _growth(images, encoding) + SAMPLE_BYTES
+        ends = np.flatnonzero(np.diff((np.cumsum(estimated) - estimated) // shard_bytes)) + 1
+    else:
+        ends = np.cumsum([*sizes, *itertools.repeat(sizes[-1], len(images) // sizes[-1])])
+    edges = [0, *ends[ends < len(images)].tolist(), len(images)]
+    return [images[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def _growth(images: list[Item], encoding: Encoding) -> float:
