@@ -4,9 +4,7 @@ What each shard will hold is decided first, by arithmetic, so that processes can
 kill: a shard is there complete, with its index and a `.done` file that says what it holds, or not at all.
 """
 
-import csv
 import fcntl
-import io
 import itertools
 import json
 import os
@@ -17,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import webdataset as wds
@@ -43,7 +41,7 @@ class Done(NamedTuple):
     """A shard that was written."""
 
     row: Row
-    statistics: dict[str, float]  # of its images, and of what `encode` did with them
+    statistics: dict[str, Any]  # of its images, and of what `encode` did with them
     skipped: list[dict[str, str]]
 
 
@@ -88,7 +86,7 @@ def build(
         if (out / f"{name}.json").exists():
             _forget_notes(out.glob(f"{name}-*.done"))  # of a build that was killed as it removed them
         elif images:
-            parts = _parts_of_bytes(images, shard_bytes, encoding) if shard_bytes else _parts(images, sizes)
+            parts = _parts(images, sizes, shard_bytes, encoding)
             shards = [(out.absolute() / f"{name}-{number:05d}.tar", part) for number, part in enumerate(parts)]
             done = list(in_processes(write, shards[part[0] :: part[1]], workers, f"{name} shards"))
             if whole:
@@ -122,21 +120,15 @@ def _split(collection: Collection, fraction: float, val: Collection | None, seed
     return {name: [images[i] for i in (part if shuffle else np.sort(part))] for name, part in numbers.items()}
 
 
-def _parts(images: list[Item], sizes: list[int]) -> Iterator[list[Item]]:
-    remaining = iter(images)
-    for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
-        if not (part := list(itertools.islice(remaining, size))):
-            return
-        yield part
-
-
-def _parts_of_bytes(images: list[Item], shard_bytes: int, encoding: Encoding) -> Iterator[list[Item]]:
-    """Cut where the size, as estimated from that of the sources, passes a multiple of `shard_bytes`."""
-    sizes = np.array([image.num_bytes for image in images]) * _growth(images, encoding) + SAMPLE_BYTES
-    shards = (np.cumsum(sizes) - sizes) // shard_bytes
-    ends = [*(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(images)]
-    for start, end in itertools.pairwise([0, *ends]):
-        yield images[start:end]
+def _parts(images: list[Item], sizes: list[int], shard_bytes: int, encoding: Encoding) -> list[list[Item]]:
+    """The images of each shard: so many, or cut where their size, estimated from that of the sources, passes `shard_bytes`."""
+    if shard_bytes:
+        estimated = np.array([image.num_bytes for image in images]) * _growth(images, encoding) + SAMPLE_BYTES
+        ends = np.flatnonzero(np.diff((np.cumsum(estimated) - estimated) // shard_bytes)) + 1
+    else:
+        ends = np.cumsum([*sizes, *itertools.repeat(sizes[-1], len(images) // sizes[-1])])
+    edges = [0, *ends[ends < len(images)].tolist(), len(images)]
+    return [images[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def _growth(images: list[Item], encoding: Encoding) -> float:
@@ -183,17 +175,18 @@ def write_shard(task: tuple[Path, list[Item]], encoding: Encoding, skip_bad: boo
         raise DataError(f"{path}: cannot be written ({error.strerror}); make room and run the same command again") from None
     finally:
         partial_tar.unlink(missing_ok=True)
-    done = Done(row._replace(url=str(path)), _statistics(written), skipped)
-    storage.write(str(note), json.dumps({**done._asdict(), "row": row._asdict()}).encode())
+    row = row._replace(url=str(path))
+    done = Done(row, _statistics(row, written, skipped), skipped)
+    storage.write(str(note), json.dumps(done).encode())
     return done
 
 
 def _read_done(note: Path, shard: Path) -> Done | None:
     """None: the shard or its index is not what the note says."""
-    fields = json.loads(note.read_text())
-    row = Row(**{**fields.pop("row"), "url": str(shard)})
+    stated, *others = json.loads(note.read_text())
+    row = Row(*stated)._replace(url=str(shard))
     sizes = [path.stat().st_size if path.exists() else -1 for path in (shard, shard.with_suffix(".idx"))]
-    return Done(row, **fields) if sizes == [row.bytes, row.index_bytes] else None
+    return Done(row, *others) if sizes == [row.bytes, row.index_bytes] else None
 
 
 def _write_tar(
@@ -222,15 +215,19 @@ def _write_tar(
     return written, skipped
 
 
-def _statistics(written: list[tuple[Item, Encoded]]) -> dict[str, float]:
+def _statistics(row: Row, written: list[tuple[Item, Encoded]], skipped: list[dict[str, str]]) -> dict[str, Any]:
     changes = Counter(encoded.change for _, encoded in written)
     sides = np.array([(encoded.width, encoded.height) for _, encoded in written] or [(0, 0)])
     width, height = sides.mean(axis=0).round(1).tolist()
     return {
+        "shard": Path(row.url).name,
+        "images": row.samples,
+        "bytes": row.bytes,
         **{change: changes[change] for change in ("kept", "marked", "reencoded")},
         "mean_width": width,
         "mean_height": height,
         "labels": len({image.label for image, _ in written}),  # different ones
+        "skipped": len(skipped),
     }
 
 
@@ -239,15 +236,9 @@ def _list_split(path: Path, shards: Sequence[Done], classes: list[str]) -> None:
     rows = [done.row for done in shards if done.row.samples]
     if not rows:
         raise DataError(f"{path}: every image was left out, see --skip-bad; the first: {shards[0].skipped[0]}")
-    lines = [
-        {"shard": Path(row.url).name, "images": row.samples, "bytes": row.bytes, **statistics, "skipped": len(skipped)}
-        for row, statistics, skipped in shards
-    ]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    storage.write(f"{path}.shards.csv", table.getvalue().encode())
+    columns = list(shards[0].statistics)
+    table = [columns, *([str(done.statistics[name]) for name in columns] for done in shards)]
+    storage.write(f"{path}.shards.csv", "".join(",".join(line) + "\n" for line in table).encode())
     if skipped := [image for done in shards for image in done.skipped]:
         storage.write(f"{path}.skipped.jsonl", "".join(f"{json.dumps(image)}\n" for image in skipped).encode())
     list_rows(rows, f"{path.absolute()}.json", classes)
@@ -282,21 +273,21 @@ def spool(out: Path, alone: bool = True) -> Iterator[str]:
             out.rmdir()
 
 
-def gather(sources: Sequence[str], reading: Reading, allow_pipe: bool = False, workers: int | None = 1) -> Collection:
+def gather(sources: Sequence[str], reading: Reading, workers: int | None = 1) -> Collection:
     """The images of all sources, with one list of classes. Remote sources and pipes are copied to the spool, whole."""
-    files = [file for name in expand(sources) for file in _files(name, reading.spool, allow_pipe)]
+    files = [file for name in expand(sources) for file in _files(name, reading)]
     collection = merge(list(in_processes(partial(collect, reading=reading), files, workers, "collect")), reading.classes)
     if not collection.images:
         raise DataError(f"{', '.join(map(shown, sources[:3]))}: no images there; nothing to build")
     return collection
 
 
-def _files(name: str, spool: str, allow_pipe: bool) -> list[Source]:
+def _files(name: str, reading: Reading) -> list[Source]:
     """A source as local files: of a folder without class folders its tars, or else its parquet files."""
     if name.startswith("pipe:"):
-        if not allow_pipe:
+        if not reading.allow_pipe:
             raise DataError(f"{name}: would run a command of the shell; give --allow-pipe if you trust it")
-        copy = Path(tempfile.mkdtemp(dir=spool), "pipe.tar")
+        copy = Path(tempfile.mkdtemp(dir=reading.spool), "pipe.tar")
         try:
             with wds.gopen(name) as stream, copy.open("wb") as file:
                 shutil.copyfileobj(stream, file)
@@ -304,7 +295,7 @@ def _files(name: str, spool: str, allow_pipe: bool) -> list[Source]:
             raise DataError(f"{name}: the command failed ({error}); run it by itself to see why") from None
         return [Source(copy, name)]
     if storage.is_remote(name):
-        copy = Path(tempfile.mkdtemp(dir=spool), PurePosixPath(name.partition("?")[0]).name)
+        copy = Path(tempfile.mkdtemp(dir=reading.spool), PurePosixPath(name.partition("?")[0]).name)
         with copy.open("wb") as file:
             download(name, file)
         return [Source(copy, shown(name))]

@@ -95,8 +95,8 @@ class BadSamplesConfig(Section):
     """replace: most bad images in a row in a shard, and most that are tried in the place of one; above it the run stops"""
 
 
-class DataConfig(Section):
-    """Shards, order and preprocessing."""
+class OrderConfig(Section):
+    """Which images, in which order."""
 
     train: Sources
     """training shards: one source, or a list of several that are mixed by weight"""
@@ -108,18 +108,6 @@ class DataConfig(Section):
     """samples shuffled together inside a lane; larger mixes better and reads more ahead"""
     mix_group: int = Field(8, ge=1)
     """consecutive batch slots that mixup and cutmix pair with each other; must divide the micro-batch when either is on"""
-    mean: Channels = (0.5, 0.5, 0.5)
-    """subtracted from pixels scaled to [0, 1], per RGB channel"""
-    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.5, 0.5, 0.5)
-    """divides after the mean is subtracted, per RGB channel"""
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    """how images are resized (antialiased)"""
-    eval_crop: float = Field(0.875, gt=0.0, le=1.0)
-    """evaluation: fraction of the resized short side that the centre crop keeps (224 of 256 = 0.875)"""
-    augment: AugmentConfig = AugmentConfig()
-    """random changes of training images"""
-    bad_samples: BadSamplesConfig = BadSamplesConfig()
-    """what happens when an image cannot be used"""
 
     @property
     def source_weights(self) -> list[float] | None:
@@ -132,3 +120,25 @@ class DataConfig(Section):
         if any(given) and not all(given):
             raise ValueError("train: give every source a weight, or none (then each counts by its number of images)")
         return self
+
+
+class Preprocessing(Section):
+    """What training and evaluation do to every image; a model is used with what it was trained with."""
+
+    mean: Channels = (0.5, 0.5, 0.5)
+    """subtracted from pixels scaled to [0, 1], per RGB channel"""
+    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.5, 0.5, 0.5)
+    """divides after the mean is subtracted, per RGB channel"""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """how images are resized (antialiased)"""
+    eval_crop: float = Field(0.875, gt=0.0, le=1.0)
+    """evaluation: fraction of the resized short side that the centre crop keeps (224 of 256 = 0.875)"""
+
+
+class DataConfig(Preprocessing, OrderConfig):
+    """Shards, order and preprocessing."""
+
+    augment: AugmentConfig = AugmentConfig()
+    """random changes of training images"""
+    bad_samples: BadSamplesConfig = BadSamplesConfig()
+    """what happens when an image cannot be used"""

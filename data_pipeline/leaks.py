@@ -4,6 +4,8 @@ Size and CRC-32, which stand in the indexes, make candidates; SHA-256 of their b
 """
 
 import hashlib
+import itertools
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -35,20 +37,19 @@ class Leak(NamedTuple):
 
 
 def leaks(a: Manifest, b: Manifest) -> Iterator[Leak]:
-    """Every image of A that is in B, in A's order. Holds about 100 bytes per image of both, and 48 per image that is read."""
+    """Every image of A that is in B, in A's order. Holds about 100 bytes per image of both, and 300 per image that is read."""
     ours, theirs = (manifest.columns("size", "crc32", "label") for manifest in (a, b))
     read_a, read_b = candidates(ours, theirs)
     shards_a, shards_b = Shards(a), Shards(b)
-    digests_a, digests_b = _digests(shards_a, read_a), _digests(shards_b, read_b)
-    order = np.argsort(digests_b, kind="stable")  # of equal ones the first in B comes first
-    ordered = digests_b[order]
-    begins, ends = (np.searchsorted(ordered, digests_a, side) for side in ("left", "right"))
+    twins: dict[bytes, list[int]] = defaultdict(list)
+    for sample, digest in _digests(shards_b, read_b):
+        twins[digest].append(sample)
 
-    def leak(hit: int) -> Leak:
-        mine, twin = int(read_a[hit]), int(read_b[order[begins[hit]]])
-        return Leak(_found(shards_a, mine, ours), _found(shards_b, twin, theirs), int(ends[hit] - begins[hit]))
+    def leak(hit: tuple[int, bytes]) -> Leak:
+        mine, same = hit[0], twins[hit[1]]
+        return Leak(_found(shards_a, mine, ours), _found(shards_b, same[0], theirs), len(same))
 
-    hits = np.flatnonzero(ends > begins).tolist()
+    hits = [hit for hit in _digests(shards_a, read_a) if hit[1] in twins]
     for start in range(0, len(hits), TASK):
         yield from in_threads(leak, hits[start : start + TASK])
 
@@ -56,23 +57,21 @@ def leaks(a: Manifest, b: Manifest) -> Iterator[Leak]:
 def candidates(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the samples on both sides whose size and CRC-32 the other side has too."""
     a, b = (columns["size"].astype(np.uint64) << np.uint64(32) | columns["crc32"] for columns in (ours, theirs))
-    in_b = np.flatnonzero(np.isin(b, a))
-    return np.flatnonzero(np.isin(a, b[in_b])), in_b
+    return np.flatnonzero(np.isin(a, b)), np.flatnonzero(np.isin(b, a))
 
 
-def _digests(shards: Shards, samples: np.ndarray) -> np.ndarray:
-    digests = np.empty(len(samples), "S32")
+def _digests(shards: Shards, samples: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    def read(start: int) -> list[tuple[int, bytes]]:
+        return [(sample, _digest(shards, sample)) for sample in samples[start : start + TASK].tolist()]
 
-    def fill(start: int) -> None:
-        for place, sample in enumerate(samples[start : start + TASK].tolist(), start):
-            try:
-                image, _ = shards.load([sample]).image(sample)
-            except BadSampleError as error:
-                raise DataError(f"{where(shards, sample)}: {error}") from error
-            digests[place] = hashlib.sha256(image).digest()
+    return itertools.chain.from_iterable(in_threads(read, range(0, len(samples), TASK), title="reading images"))
 
-    in_threads(fill, range(0, len(samples), TASK), title="reading images")
-    return digests
+
+def _digest(shards: Shards, sample: int) -> bytes:
+    try:
+        return hashlib.sha256(shards.load([sample]).image(sample)[0]).digest()
+    except BadSampleError as error:
+        raise DataError(f"{where(shards, sample)}: {error}") from error
 
 
 def _found(shards: Shards, sample: int, columns: np.ndarray) -> Found:

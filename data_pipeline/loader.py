@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from data_pipeline.bad_samples import BadSamples, Skip
-from data_pipeline.config import DataConfig
+from data_pipeline.config import DataConfig, Preprocessing
 from data_pipeline.decode import decode
 from data_pipeline.draw import Draw, Purpose
 from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.mixplan import mix_plan
 from data_pipeline.order import Order, Slots
 from data_pipeline.stream import PREFETCH_STEPS, Loaded, Shards, reading, steps, where
-from data_pipeline.views import EvalConfig, View, eval_view, train_crop, train_view
+from data_pipeline.views import View, eval_view, train_crop, train_view
 
 GROUP = 8  # slots decoded, then resized: each library's code and tables stay in the cache; 8 % faster than one by one
 
@@ -64,13 +64,10 @@ class Layout(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """One batch before its samples are read."""
+    """A batch to be filled, and by slot the block that holds its sample."""
 
-    slots: Slots
-    blocks: list[Future[Loaded]]  # by slot
-    mix: np.ndarray  # float32
-    cut: np.ndarray  # int32 (slots, 4)
-    weight: np.ndarray  # float32; slots beyond the samples are padding
+    batch: Batch
+    blocks: list[Future[Loaded]]
 
 
 class Sample(NamedTuple):
@@ -86,12 +83,12 @@ Decode = Callable[[Loaded, int, int], tuple[Sample, Skip | None]]  # (block, epo
 class Loader:
     """Iterable over batches; iterating starts the threads, leaving the iteration stops them."""
 
-    def __init__(self, plans: Callable[[], Generator[Plan]], decode: Decode, size: int, layout: Layout) -> None:
-        self._plans, self._decode, self._size, self._layout = plans, decode, size, layout
+    def __init__(self, plans: Callable[[], Generator[Plan]], decode: Decode, threads: int) -> None:
+        self._plans, self._decode, self._threads = plans, decode, threads
 
     def __iter__(self) -> Iterator[Batch]:
         # One thread of torch each: the pool is the parallelism; a team of threads per resize would starve the launch thread.
-        pool = ThreadPoolExecutor(self._layout.threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        pool = ThreadPoolExecutor(self._threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
         waiting: deque[tuple[Batch, list[Future[list[Skip]]]]] = deque()
         plans = self._plans()
         try:
@@ -107,10 +104,9 @@ class Loader:
             pool.shutdown()
 
     def _submit(self, plan: Plan, pool: ThreadPoolExecutor) -> tuple[Batch, list[Future[list[Skip]]]]:
-        batch = _empty(plan, self._size, self._layout.pin)
-        slots = list(zip(plan.blocks, plan.slots.epochs.tolist(), plan.slots.samples.tolist(), strict=True))
+        slots = list(zip(plan.blocks, *(column.tolist() for column in plan.batch.slots), strict=True))
         groups = ((start, slots[start : start + GROUP]) for start in range(0, len(slots), GROUP))
-        return batch, [pool.submit(self._fill, batch, *group) for group in groups]
+        return plan.batch, [pool.submit(self._fill, plan.batch, *group) for group in groups]
 
     def _fill(self, batch: Batch, start: int, slots: list[tuple[Future[Loaded], int, int]]) -> list[Skip]:
         samples = [self._decode(block.result(), epoch, sample) for block, epoch, sample in slots]
@@ -124,8 +120,9 @@ class Loader:
         return [skip for _, skip in samples if skip]
 
 
-def _empty(plan: Plan, size: int, pin: bool) -> Batch:
-    count = len(plan.weight)
+def _empty(slots: Slots, mix: np.ndarray, cut: np.ndarray, weight: np.ndarray, size: int, pin: bool) -> Batch:
+    """`weight` is 1 for each of `slots`, and 0 for those beyond them."""
+    count = len(weight)
 
     def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros((count, *shape), dtype=dtype, pin_memory=pin)
@@ -139,10 +136,10 @@ def _empty(plan: Plan, size: int, pin: bool) -> Batch:
         flip_B=zeros(dtype=torch.bool),
         erase_B4=zeros(4, dtype=torch.int32),
         noise_B=zeros(dtype=torch.int64),
-        mix_B=known(plan.mix),
-        cut_B4=known(plan.cut),
-        weight_B=known(plan.weight),
-        slots=plan.slots,
+        mix_B=known(mix),
+        cut_B4=known(cut),
+        weight_B=known(weight),
+        slots=slots,
     )
 
 
@@ -167,9 +164,9 @@ def train_loader(
         for step in steps(shards, order, mine, numbers.start, numbers.stop):
             first, count = mine[0] * order.per_lane, len(step.blocks)
             mix, cut = mix_plan(augment.mixup, augment.cutmix, size, group, seed, step.number, first, count)
-            yield Plan(step.slots, step.blocks, mix, cut, np.ones(count, np.float32))
+            yield Plan(_empty(step.slots, mix, cut, np.ones(count, np.float32), size, layout.pin), step.blocks)
 
-    return Loader(plans, BadSamples(config.bad_samples, shards, seed, decode_one).use, size, layout)
+    return Loader(plans, BadSamples(config.bad_samples, shards, seed, decode_one).use, layout.threads)
 
 
 def usable(block: Loaded, sample: int, num_classes: int) -> tuple[bytes, int]:
@@ -180,7 +177,7 @@ def usable(block: Loaded, sample: int, num_classes: int) -> tuple[bytes, int]:
     return image, label
 
 
-def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_classes: int, layout: Layout) -> Loader:
+def eval_loader(shards: Shards, config: Preprocessing, size: int, batch: int, num_classes: int, layout: Layout) -> Loader:
     """Every sample exactly once over all ranks, in order; all ranks take equally many equal batches, padded with weight 0.
 
     A bad sample is an error here, whatever the policy: an accuracy on fewer images is another accuracy.
@@ -192,7 +189,7 @@ def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_c
             pixels = decode(image)
         except BadSampleError as error:
             raise DataError(f"{where(shards, sample)}: {error}; evaluation needs every image: mend the shard") from error
-        return Sample(lambda: View(eval_view(pixels, size, config.eval_crop, config.interpolation)), label), None
+        return Sample(lambda: View(eval_view(pixels, size, config)), label), None
 
     def plans() -> Generator[Plan]:
         with reading(PREFETCH_STEPS) as pool:
@@ -202,6 +199,7 @@ def eval_loader(shards: Shards, config: EvalConfig, size: int, batch: int, num_c
                 blocks = [pool.submit(shards.load, samples)] * len(samples) if len(samples) else []
                 unmixed, uncut = np.ones(batch, np.float32), np.zeros((batch, 4), np.int32)
                 weight = (np.arange(batch) < len(samples)).astype(np.float32)
-                yield Plan(Slots(np.zeros_like(samples), samples), blocks, unmixed, uncut, weight)
+                slots = Slots(np.zeros_like(samples), samples)
+                yield Plan(_empty(slots, unmixed, uncut, weight, size, layout.pin), blocks)
 
-    return Loader(plans, decode_or_fail, size, layout)
+    return Loader(plans, decode_or_fail, layout.threads)

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -164,7 +164,7 @@ Label = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
 class _Shards(Section):
-    """The columns as they stand in the file."""
+    """The columns as they stand in the file, in the order of `Row`."""
 
     urls: list[str] = Field(min_length=1)
     samples: list[Count]
@@ -183,18 +183,16 @@ class _File(Section):
     shards: _Shards
 
 
-def from_columns(location: str, columns: Mapping[str, Any], **others: Any) -> Manifest:
-    """A manifest whose columns are sequences by name; `others` are the rest of its fields."""
-    texts = {name: columns[name] for name in ("urls", "sha256")}
-    numbers: dict[str, Any] = {name: np.asarray(values, np.int64) for name, values in columns.items() if name not in texts}
-    return Manifest(location=location, **texts, **numbers, **others)
+def from_columns(location: str, columns: Iterable[Sequence[Any]], **others: Any) -> Manifest:
+    """A manifest of columns in the order of `Row`; `others` are the rest of its fields."""
+    values: list[Any] = [list(c) if isinstance(c[0], str) else np.asarray(c, np.int64) for c in columns]
+    return Manifest(location, *values, **others)
 
 
 def write_manifest(manifest: Manifest) -> None:
     """Write atomically: a manifest that exists is complete."""
-    columns = {name: getattr(manifest, name) for name in _Shards.model_fields}
-    shards = _Shards(**{name: c.tolist() if isinstance(c, np.ndarray) else list(c) for name, c in columns.items()})
-    content = _File(classes=list(manifest.classes), index_dir=manifest.index_dir, shards=shards)
+    columns = {name: np.asarray(getattr(manifest, name), object).tolist() for name in _Shards.model_fields}
+    content = _File(classes=list(manifest.classes), index_dir=manifest.index_dir, shards=_Shards(**columns))
     storage.write(manifest.location, (content.model_dump_json(indent=1) + "\n").encode())
 
 
@@ -209,7 +207,7 @@ def read_manifest(location: str) -> Manifest:
         raise DataError(
             f"{shown(location)}: no manifest to read ({said}); write it with `vitscale data build` or `vitscale data index`"
         ) from None
-    columns = dict(content.shards)
-    if len(set(map(len, columns.values()))) != 1 or not sum(columns["samples"]):
+    columns = list(dict(content.shards).values())
+    if len(set(map(len, columns))) != 1 or not sum(content.shards.samples):
         raise DataError(f"{shown(location)}: its columns must be equally long and list at least one sample; write it anew")
     return from_columns(location, columns, classes=content.classes, index_dir=content.index_dir)

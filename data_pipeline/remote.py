@@ -269,9 +269,6 @@ def _is_refusal(error: BaseException) -> bool:
 def _warn(url: str, found: str) -> None:
     """For all urls together not more often than WARN_EVERY_S."""
     global _last_warning_s
-    with _lock:
-        now = time.monotonic()
-        if now < _last_warning_s + WARN_EVERY_S:
-            return
-        _last_warning_s = now
-    log.warning("%s: %s; trying again, %d times at most", shown(url), found, ATTEMPTS - 1)
+    if time.monotonic() >= _last_warning_s + WARN_EVERY_S:
+        _last_warning_s = time.monotonic()
+        log.warning("%s: %s; trying again, %d times at most", shown(url), found, ATTEMPTS - 1)

@@ -60,8 +60,7 @@ def _absolute(url: str) -> str:
 def list_rows(rows: Sequence[Row], location: str, classes: Sequence[str], index_dir: str = "") -> Manifest:
     """Write the manifest of shards that have their indexes."""
     folder = location.rpartition("/")[0] + "/"
-    columns = {name: [getattr(row, name) for row in rows] for name in Row._fields if name != "url"}
-    columns["urls"] = [row.url.removeprefix(folder) for row in rows]
+    columns = zip(*(row._replace(url=row.url.removeprefix(folder)) for row in rows), strict=True)
     manifest = from_columns(location, columns, classes=list(classes), index_dir=index_dir)
     write_manifest(manifest)
     return manifest

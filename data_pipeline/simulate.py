@@ -1,16 +1,12 @@
-"""The order at a scale for which there need be no data: what start, resume, reads and memory of a rank come to.
+"""The order at a scale for which there need be no data: what start, resume, reads and memory of a rank come to."""
 
-Run as a program it is the one process whose start is measured.
-"""
-
-import json
+import multiprocessing
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,12 +58,11 @@ def simulate(scale: Scale) -> dict[str, float]:
 
 def start(scale: Scale) -> dict[str, float]:
     """Seconds and memory of a fresh process from nothing to a rank's first step, by way of a manifest of that size."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         _write_manifest(scale, f"{folder}/train.json")
-        command = [sys.executable, "-m", "data_pipeline.simulate", f"{folder}/train.json", json.dumps(asdict(scale))]
         begin = time.perf_counter()
-        done = subprocess.run(command, check=True, capture_output=True)
-        return {"start_process_s": time.perf_counter() - begin, **json.loads(done.stdout)}
+        memory = fresh.submit(_first_step, f"{folder}/train.json", scale).result()
+        return {"start_process_s": time.perf_counter() - begin, **memory}
 
 
 def _write_manifest(scale: Scale, location: str) -> None:
@@ -78,44 +73,26 @@ def _write_manifest(scale: Scale, location: str) -> None:
     write_manifest(Manifest(location, *columns, classes=[]))
 
 
-def _start_here(location: str, scale: Scale) -> dict[str, float]:
-    """What a rank does at its start, timed."""
-    begin = time.perf_counter()
+def _first_step(location: str, scale: Scale) -> dict[str, float]:
+    """What a rank does at its start, and the memory that it took."""
     manifest = read_manifest(location)
-    read = time.perf_counter()
     assert manifest.digest
-    digested = time.perf_counter()
-    _step_ms(scale, scale.order(manifest.samples), [0])
-    ordered = time.perf_counter()
+    _step_ms(scale, scale.order(manifest.samples), 0)
     memory = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return {
-        "start_manifest_s": read - begin,
-        "start_digest_s": digested - read,
-        "start_order_s": ordered - digested,
-        "start_peak_mib": int(memory["VmHWM"].removesuffix("kB")) / 1024,  # ru_maxrss would count the parent's
-        "start_resident_mib": int(memory["VmRSS"].removesuffix("kB")) / 1024,
-    }
+    names = {"start_peak_mib": "VmHWM", "start_resident_mib": "VmRSS"}  # ru_maxrss would count the parent's
+    return {name: int(memory[line].removesuffix("kB")) / 1024 for name, line in names.items()}
 
 
 def resume(scale: Scale, order: Order) -> dict[str, float]:
-    """Milliseconds to the samples of a step in epochs not visited before: of any step, and of the two around an epoch's end."""
+    """Milliseconds to the samples of any step, each in an epoch not visited before."""
     draw, epoch_steps = random.Random(0), scale.samples / scale.global_batch
-    anywhere = [_step_ms(scale, order, [int((epoch + draw.random()) * epoch_steps)]) for epoch in range(3, 3 + RESUMES)]
-    ends = [int(epoch * epoch_steps) for epoch in range(100, 100 + 3 * RESUMES, 3)]
-    across = [_step_ms(scale, order, [max(end - 1, 0), end + 1]) for end in ends]
-    return {
-        "resume_median_ms": statistics.median(anywhere),
-        "resume_max_ms": max(anywhere),
-        "resume_across_epochs_median_ms": statistics.median(across),
-        "resume_across_epochs_max_ms": max(across),
-    }
+    found = [_step_ms(scale, order, int((epoch + draw.random()) * epoch_steps)) for epoch in range(3, 3 + RESUMES)]
+    return {"resume_median_ms": statistics.median(found), "resume_max_ms": max(found)}
 
 
-def _step_ms(scale: Scale, order: Order, steps: list[int]) -> float:
+def _step_ms(scale: Scale, order: Order, step: int) -> float:
     begin = time.perf_counter()
-    view = order.view(*order.lanes_of(scale.ranks // 2, scale.ranks))
-    for step in steps:
-        view.step(step)
+    order.view(*order.lanes_of(scale.ranks // 2, scale.ranks)).step(step)
     return (time.perf_counter() - begin) * 1000
 
 
@@ -127,12 +104,10 @@ def balance(scale: Scale, order: Order) -> dict[str, float]:
         lanes = order.lanes_of(rank, scale.ranks)
         inside += _opened(order, lanes, border // 4, max(1, min(STEPS, border // 2)))
         begins += _opened(order, lanes, max(border - 1, 0), 2)
-    mean = statistics.mean(inside)
     return {
         "samples_per_rank_and_step": scale.global_batch // scale.ranks,
-        "blocks_per_rank_and_step_mean": mean,
+        "blocks_per_rank_and_step_mean": statistics.mean(inside),
         "blocks_per_rank_and_step_max": max(inside),
-        "blocks_max_over_mean": max(inside) / (mean or 1),
         "blocks_where_an_epoch_begins_max": max(begins),
     }
 
@@ -146,7 +121,3 @@ def _opened(order: Order, lanes: tuple[int, int], start: int, steps: int) -> lis
         view.step(step)
         counts.append(len(blocks))
     return np.diff(counts).tolist()
-
-
-if __name__ == "__main__":
-    print(json.dumps(_start_here(sys.argv[1], Scale(**json.loads(sys.argv[2])))))

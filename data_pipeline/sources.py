@@ -31,6 +31,7 @@ class Reading(NamedTuple):
     label: str = "auto"  # rule for shards, see labels.py
     classes: Sequence[str] = ()
     synsets: str = ""  # of the validation images of ImageNet
+    allow_pipe: bool = False
 
 
 class Source(NamedTuple):

@@ -63,7 +63,7 @@ def exists(url: str) -> bool:
 
 def size(url: str) -> int:
     """Bytes of the file."""
-    return remote.size(url) if is_remote(url) else _local(url, lambda path: path.stat().st_size)
+    return remote.size(url) if is_remote(url) else _local(url, lambda: local_path(url).stat().st_size)
 
 
 def read(url: str, start: int, end: int) -> bytes:
@@ -76,10 +76,7 @@ def read(url: str, start: int, end: int) -> bytes:
         return b""
     if is_remote(url):
         return remote.read(url, start, end)
-    try:
-        content = _pread(_open(url), start, end - start)
-    except OSError as error:
-        raise _unreadable(url, error) from None
+    content = _local(url, lambda: _open(url).read(start, end - start))
     if len(content) < end - start:
         raise remote.too_short(url, start + len(content), end)
     return content
@@ -87,13 +84,13 @@ def read(url: str, start: int, end: int) -> bytes:
 
 def read_all(url: str) -> bytes:
     """The whole file."""
-    return remote.read_all(url) if is_remote(url) else _local(url, Path.read_bytes)
+    return remote.read_all(url) if is_remote(url) else _local(url, local_path(url).read_bytes)
 
 
 def will_need(url: str, start: int, end: int) -> None:
     """Have the kernel read [start, end) of a local file ahead; returns at once. Nothing for remote ones."""
     if not is_remote(url):
-        _local(url, lambda _: _open(url).will_need(start, end))
+        _local(url, lambda: _open(url).will_need(start, end))
 
 
 def write(url: str, content: bytes) -> None:
@@ -101,7 +98,7 @@ def write(url: str, content: bytes) -> None:
     if is_remote(url):
         remote.write(url, content)
     else:
-        _local(url, lambda path: replace(path, content))
+        _local(url, lambda: replace(local_path(url), content))
 
 
 class _OpenFile:
@@ -109,6 +106,13 @@ class _OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, start: int, length: int) -> bytes:
+        """By pread, not a map: it waits for the disk without the GIL, and a file cut short is a short read, not a SIGBUS."""
+        content = os.pread(self.number, length, start)
+        while len(content) < length and (more := os.pread(self.number, length - len(content), start + len(content))):
+            content += more  # Linux reads at most 2 GiB at a time
+        return content
 
     def will_need(self, start: int, end: int) -> None:
         os.posix_fadvise(self.number, start, end - start, os.POSIX_FADV_WILLNEED)
@@ -121,14 +125,6 @@ class _OpenFile:
 @functools.lru_cache(OPEN_FILES)
 def _open(url: str) -> _OpenFile:
     return _OpenFile(local_path(url))
-
-
-def _pread(file: _OpenFile, start: int, length: int) -> bytes:
-    """pread, not a map: it waits for the disk without the GIL, and a file cut short is a short read, not a SIGBUS."""
-    content = os.pread(file.number, length, start)
-    while len(content) < length and (more := os.pread(file.number, length - len(content), start + len(content))):
-        content += more  # Linux reads at most 2 GiB at a time
-    return content
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -145,12 +141,8 @@ def replace(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _local(url: str, action: Callable[[Path], T]) -> T:
+def _local(url: str, action: Callable[[], T]) -> T:
     try:
-        return action(local_path(url))
+        return action()
     except OSError as error:
-        raise _unreadable(url, error) from None
-
-
-def _unreadable(url: str, error: OSError) -> DataError:
-    return DataError(f"{url}: {error.strerror or error}; check the path, or copy the file anew")
+        raise DataError(f"{url}: {error.strerror or error}; check the path, or copy the file anew") from None

@@ -167,11 +167,6 @@ class Loaded:
     def __init__(self, shards: Shards, parts: Sequence[_Part]) -> None:
         self.shards, self._parts = shards, parts
 
-    def __iter__(self) -> Iterator[int]:
-        """The numbers of the samples."""
-        for part in self._parts:
-            yield from range(part.first, part.first + len(part.rows))
-
     def image(self, sample: int) -> tuple[bytes, int]:
         """The encoded image, checked against the index, and its label."""
         part, (offset, size, checksum, label, *_) = self._find(sample)

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +100,8 @@ def check_shard(task: tuple[Row, str], num_classes: int, quick: bool) -> Report:
             _compare(listed, scanned, report)
             keys = [entry.key for entry in listed]
             if keys == [entry.key for entry in scanned] and len(keys) == stated.samples:
-                report.key_hashes = hash_keys(keys)
+                hashes = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)  # in every process the same
+                report.key_hashes = np.frombuffer(b"".join(hashes), "<u8")
         _check_images(path, listed or scanned or [], quick, report)
     return report
 
@@ -137,11 +138,6 @@ def _check_images(path: Path, entries: list[Entry], quick: bool, report: Report)
                 if crc32(image) != entry.crc32:
                     raise DataError("its bytes differ from the index (CRC-32)")
                 (size if quick else decode)(image)
-
-
-def hash_keys(keys: Sequence[str]) -> np.ndarray:
-    """uint64, in every process the same."""
-    return np.frombuffer(b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys), "<u8")
 
 
 def repeated_keys(manifest: Manifest, hashes: np.ndarray) -> Report:

@@ -1,12 +1,12 @@
 """What becomes of one encoded image: pixels of the model's size, and what the device does to them."""
 
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from data_pipeline import decode
 from data_pipeline.augment import augment
-from data_pipeline.config import DataConfig
+from data_pipeline.config import DataConfig, Preprocessing
 from data_pipeline.crop import crop_box, middle, resize, simple_crop
 from data_pipeline.draw import Draw
 from data_pipeline.erasing import erase_box
@@ -43,21 +43,12 @@ def train_view(crop_HWC: np.ndarray, size: int, config: DataConfig, draw: Draw) 
     return View(pixels, flip, erase_box(size, size, options.erase, draw), draw.word())
 
 
-class EvalConfig(Protocol):
-    """How an evaluated image is resized: part of a recipe's data section, and of a model's own record."""
-
-    @property
-    def eval_crop(self) -> float: ...
-    @property
-    def interpolation(self) -> Literal["bilinear", "bicubic"]: ...
-
-
-def eval_view(image_HWC: np.ndarray, size: int, eval_crop: float, interpolation: str) -> np.ndarray:
-    """The short side resized to size / eval_crop, then the centre of size x size."""
+def eval_view(image_HWC: np.ndarray, size: int, config: Preprocessing) -> np.ndarray:
+    """The short side resized to size / config.eval_crop, then the centre of size x size."""
     image_HWC = middle(image_HWC)
     height, width, _ = image_HWC.shape
-    scale = round(size / eval_crop) / min(height, width)
+    scale = round(size / config.eval_crop) / min(height, width)
     height, width = max(size, round(height * scale)), max(size, round(width * scale))
-    resized = resize(np.ascontiguousarray(image_HWC), height, width, interpolation)
+    resized = resize(np.ascontiguousarray(image_HWC), height, width, config.interpolation)
     y, x = (height - size) // 2, (width - size) // 2
     return resized[y : y + size, x : x + size]

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 from vitscale.arguments import Commands, add, add_workers, count, seed
@@ -103,10 +102,9 @@ def run_data_build(args: argparse.Namespace) -> int:
     classes = read_classes(args.classes) if args.classes else []
     whole = args.part == (0, 1)
     with build.spool(args.out, alone=whole) as spool:
-        reading = Reading(spool, args.label, classes, args.synsets)
-        gather = partial(build.gather, allow_pipe=args.allow_pipe, workers=args.workers)
-        train = gather(args.sources, reading)
-        val = gather(args.val, reading._replace(classes=train.classes)) if args.val else None
+        reading = Reading(spool, args.label, classes, args.synsets, args.allow_pipe)
+        train = build.gather(args.sources, reading, args.workers)
+        val = build.gather(args.val, reading._replace(classes=train.classes), args.workers) if args.val else None
         manifests = build.build(
             train,
             args.out,

@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError
+from pydantic import SerializeAsAny, ValidationError
 
-from data_pipeline.config import Channels, DataConfig, Positive, Section
+from data_pipeline.config import DataConfig, Preprocessing
 from vitscale.errors import ModelError
 from vitscale.model.config import ModelConfig
 
@@ -15,19 +14,15 @@ WEIGHTS = "weights.safetensors"
 AVERAGED = "ema.safetensors"
 
 
-class ModelInfo(Section):
+class ModelInfo(Preprocessing):
     """Architecture, preprocessing and class names."""
 
     model: SerializeAsAny[ModelConfig]
-    mean: Channels
-    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
-    interpolation: Literal["bilinear", "bicubic"]
-    eval_crop: Annotated[float, Field(gt=0.0, le=1.0)]
     classes: list[str]
 
     @classmethod
     def of(cls, model: ModelConfig, data: DataConfig, classes: list[str]) -> "ModelInfo":
-        return cls(model=model, classes=classes, **data.model_dump(include={"mean", "std", "interpolation", "eval_crop"}))
+        return cls(model=model, classes=classes, **data.model_dump(include=set(Preprocessing.model_fields)))
 
     def resized(self, image_size: int) -> "ModelInfo":
         """The same model on images of another size; ModelError where its patches do not fit them."""

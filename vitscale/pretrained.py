@@ -102,7 +102,7 @@ def eval_transform(info: ModelInfo) -> Callable[[Image.Image], torch.Tensor]:
 
     def transform(image: Image.Image) -> torch.Tensor:  # -> CHW
         pixels = np.array(to_rgb(image))  # a copy: torch warns of read-only memory
-        view = eval_view(pixels, info.model.image_size, info.eval_crop, info.interpolation)
+        view = eval_view(pixels, info.model.image_size, info)
         return normalise(torch.from_numpy(np.ascontiguousarray(view))[None], info.mean, info.std)[0]
 
     return transform

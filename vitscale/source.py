@@ -39,7 +39,8 @@ def locate(source: str, uri: str) -> Path:
 
 def fetch_init(init: InitConfig, model: ModelConfig, folder: Path, uri: str) -> Origin:
     """Bring the model that `init.from` names into the run directory, once, and check that it fits the recipe's model."""
-    origin = _origin(folder)
+    note = folder / ORIGIN
+    origin = Origin(**json.loads(note.read_text())) if note.is_file() and not verify(folder) else None  # complete
     if origin is None or origin.source != init.source:
         origin = _fetch(init.source, folder, uri)
     if differences := read_model_info(folder).model.architecture_differences(model):
@@ -48,12 +49,6 @@ def fetch_init(init: InitConfig, model: ModelConfig, folder: Path, uri: str) -> 
             f"(here = {init.source}, there = the recipe); use the pretrained model's values or pretrain one that fits"
         )
     return origin
-
-
-def _origin(folder: Path) -> Origin | None:
-    """What was fetched before, if it is complete."""
-    path = folder / ORIGIN
-    return Origin(**json.loads(path.read_text())) if path.is_file() and not verify(folder) else None
 
 
 def _fetch(source: str, folder: Path, uri: str) -> Origin:

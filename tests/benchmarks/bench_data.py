@@ -106,8 +106,9 @@ def one_core_of(read: Callable[[Kind], Iterable], kind: Kind) -> float:
 def our_reader(kind: Kind) -> Iterator[tuple[bytes, int]]:
     shards = Shards(kind.manifest)
     for start in range(0, len(shards), 64):
-        block = shards.load(np.arange(start, min(start + 64, len(shards))))
-        for sample in block:
+        samples = np.arange(start, min(start + 64, len(shards)))
+        block = shards.load(samples)
+        for sample in samples.tolist():
             yield block.image(sample)
 
 

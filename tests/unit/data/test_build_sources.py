@@ -32,9 +32,9 @@ SYNSETS = ["n01440764", "n01443537", "n02119789"]
 def gathered(tmp_path: Path) -> Callable[..., tuple[Found, list[str]]]:
     """gathered(sources, **reading) -> (key, label, image) of each, and the classes, as they arrive in a shard."""
 
-    def read(*sources: str | Path, allow_pipe: bool = False, workers: int = 1, **reading: object) -> tuple[Found, list[str]]:
+    def read(*sources: str | Path, workers: int = 1, **reading: object) -> tuple[Found, list[str]]:
         with spool(tmp_path / "spool") as folder:
-            found = gather([str(source) for source in sources], Reading(folder, **reading), allow_pipe, workers)
+            found = gather([str(source) for source in sources], Reading(folder, **reading), workers)
             return [(image.key, image.label, image.read()[0]) for image in found.images], found.classes
 
     return read

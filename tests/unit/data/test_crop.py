@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.box import Box
-from data_pipeline.config import AugmentConfig, DataConfig
+from data_pipeline.config import AugmentConfig, DataConfig, Preprocessing
 from data_pipeline.crop import crop_box, resize, simple_crop
 from data_pipeline.draw import Draw, Purpose
 from data_pipeline.views import eval_view, train_crop, train_view
@@ -162,13 +162,13 @@ def test_evaluation_views_are_pillows_resized_centre(interpolation, eval_crop, w
     left, top = (wide[0] - size) // 2, (wide[1] - size) // 2
     resized = Image.fromarray(image).resize(wide, RESAMPLING[interpolation])
     expected = np.asarray(resized.crop((left, top, left + size, top + size)))
-    assert difference(eval_view(image, size, eval_crop, interpolation), expected) <= 2
+    assert difference(eval_view(image, size, Preprocessing(eval_crop=eval_crop, interpolation=interpolation)), expected) <= 2
 
 
 @pytest.mark.parametrize("shape", [(10_000_000, 1), (1, 10_000_000)])
 def test_a_line_of_pixels_is_not_resized_in_full_length(shape):
     line = np.broadcast_to(np.array([1, 2, 3], np.uint8), (*shape, 3))
-    for view in (eval_view(line, 32, 0.875, "bicubic"), simple_crop(line, 32, "bicubic", Draw(0, Purpose.AUGMENT, 0, 0))):
+    for view in (eval_view(line, 32, Preprocessing()), simple_crop(line, 32, "bicubic", Draw(0, Purpose.AUGMENT, 0, 0))):
         assert (view == [1, 2, 3]).all()
         assert view.shape == (32, 32, 3)
 
@@ -177,4 +177,4 @@ def test_a_line_of_pixels_is_not_resized_in_full_length(shape):
 def test_short_sides_lose_no_pixel_to_rounding(size):
     for eval_crop in (0.875, 0.9, 0.95, 1.0):
         for side in (199, 200, 333):
-            assert eval_view(noise(side, side + 7), size, eval_crop, "bilinear").shape == (size, size, 3)
+            assert eval_view(noise(side, side + 7), size, Preprocessing(eval_crop=eval_crop)).shape == (size, size, 3)

@@ -42,4 +42,3 @@ def test_all_of_it_for_any_shape(scale):
 def test_400_000_shards_fit_in_300_mb():
     found = start(Scale())
     assert 40 < found["start_resident_mib"] <= found["start_peak_mib"] < 300e6 / 2**20
-    assert found["start_manifest_s"] < found["start_process_s"]
