@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from launching import clean_environment
+from safetensors.numpy import load_file
 
 SLURM_DIR = Path(__file__).parents[2] / "slurm"
 CLUSTER_SH = SLURM_DIR / "local" / "cluster.sh"
@@ -67,11 +68,10 @@ class Run:
         lines = map(json.loads, (self.path / "metrics.jsonl").read_text().splitlines())
         return {line["step"]: (line["metrics"]["train/loss"], line["samples"]) for line in lines if line["kind"] == "train"}
 
-    def weights(self) -> str:
-        """The SHA-256 of the last checkpoint's weights."""
+    def weights(self) -> dict[str, bytes]:
+        """Of the last checkpoint."""
         last = sorted(self.path.glob("checkpoints/step_" + "[0-9]" * 8))[-1]
-        lines = (last / "SHA256SUMS").read_text().splitlines()
-        return next(line.split()[0] for line in lines if line.endswith(" weights.safetensors"))
+        return {name: tensor.tobytes() for name, tensor in load_file(last / "weights.safetensors").items()}
 
     def output(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self.path.glob("job-*.log")))
