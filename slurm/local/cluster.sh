@@ -3,7 +3,8 @@
 # hostname namespaces on a bridge, so that names and addresses carry the traffic and a cable can be cut.
 #   slurm/local/cluster.sh up DIR [NODES]     as root; needs Debian's slurm-wlm, munge and iproute2; everything it writes is in DIR
 #   SLURM_CONF=DIR/slurm.conf sbatch ...      partitions `main` (requeued when pre-empted) and `urgent`; network interface `e0`
-#   slurm/local/cluster.sh cut|mend DIR NODE  pull out a node's cable, put it in again
+#   slurm/local/cluster.sh cut DIR NODE       pull out a node's cable
+#   slurm/local/cluster.sh mend DIR NODE      put it in again; a node whose processes are all dead starts anew
 #   slurm/local/cluster.sh down DIR
 set -euo pipefail
 COMMAND=$1 DIR=$(mkdir -p "$2" && cd "$2" && pwd)
@@ -58,6 +59,17 @@ wire() { # a host: its names, its cable
   nsenter --net="/run/netns/$TAG$n" sh -c "ip address add $NET.$((10 + n))/24 dev e0; ip link set e0 up; ip link set lo up"
 }
 
+start() { # `ip netns exec` would hide /sys/fs/cgroup, which slurmd needs
+  nsenter --net="/run/netns/$TAG$1" unshare --uts sh -c "hostname node$1; exec slurmd -N node$1 -f '$DIR/slurm.conf'"
+}
+
+# After a cut cable, or a kill of all of its processes.
+mend() {
+  ip link set "$TAG$1" up
+  kill -0 "$(cat "$DIR/slurmd.node$1.pid")" 2>/dev/null || start "$1"
+  SLURM_CONF=$DIR/slurm.conf scontrol update NodeName="node$1" State=RESUME 2>/dev/null || true # or it comes by itself
+}
+
 up() {
   command -v slurmctld slurmd munged ip >/dev/null || { echo "missing; apt-get install slurm-wlm munge iproute2" >&2; exit 1; }
   install -d -o munge /run/munge /var/log/munge /var/lib/munge
@@ -71,8 +83,7 @@ up() {
   for ((n = 0; n < $1; n++)); do
     mkdir -p "$DIR/spool.node$n"
     wire "$n"
-    # `ip netns exec` would hide /sys/fs/cgroup, which slurmd needs.
-    nsenter --net="/run/netns/$TAG$n" unshare --uts sh -c "hostname node$n; exec slurmd -N node$n -f '$DIR/slurm.conf'"
+    start "$n"
   done
   for _ in $(seq 60); do
     [[ $(SLURM_CONF=$DIR/slurm.conf sinfo --noheader --Node --partition main --states idle --format %N | wc -l) == "$1" ]] && return
@@ -87,14 +98,17 @@ down() {
   for file in "$DIR"/slurmd.*.pid "$DIR"/slurmctld.pid; do
     if [[ -f $file ]]; then kill "$(cat "$file")" 2>/dev/null || true; fi
   done
-  for n in $(nodes); do ip netns delete "$TAG$n" 2>/dev/null || true; done
+  for n in $(nodes); do
+    ip netns pids "$TAG$n" 2>/dev/null | xargs --no-run-if-empty kill -9 2>/dev/null || true
+    ip netns delete "$TAG$n" 2>/dev/null || true
+  done
   ip link delete "$TAG" 2>/dev/null || true
 }
 
 case $COMMAND in
   up) up "${3:-2}" ;;
   cut) ip link set "$TAG${3#node}" down ;;
-  mend) ip link set "$TAG${3#node}" up ;;
+  mend) mend "${3#node}" ;;
   down) down ;;
   *) echo "usage: $0 up|down|cut|mend DIR ..." >&2; exit 2 ;;
 esac
