@@ -19,7 +19,7 @@ from vitscale.sums import write_sums
 from vitscale.weights import files
 from vitscale.weights.beside import huggingface_files, read_beside, timm_files
 from vitscale.weights.infer import infer
-from vitscale.weights.layouts import BLOCK, LAYOUTS, Layout
+from vitscale.weights.layouts import LAYOUTS, Layout
 from vitscale.weights.rules import Tensors, pack, unpack
 from vitscale.weights.transfer import check_tensors
 
@@ -62,7 +62,7 @@ def read_model(path: Path, changes: Fields | None = None) -> Imported:
     told = merged(files.read_metadata(file) or (read_beside(file.parent) if file.name in FOLDER_FILES else {}), changes or {})
     weights = _with_class_position(unpack(tensors, layout.rules, str(file)) if layout.rules else tensors)
     known = told.pop("model")
-    if layout.mark.startswith(BLOCK):
+    if layout.mark.endswith("/query/kernel"):  # i h d
         known = {"num_heads": tensors[layout.mark].shape[1], **known}
     fields = infer(weights, {**layout.options, **known}, str(file))
     unseen = (*layout.options, "num_heads", *(("pool",) if layout.format == "timm" and "cls_token" in weights else ()))

@@ -97,7 +97,7 @@ def _numbers(name: str, pattern: str) -> list[int] | None:
 
 
 def read_rules(table: str, first: int = 0) -> list[Rule]:
-    """The rules of a table in the form that layouts.py describes."""
+    """The rules of a table in the form that layouts.toml describes."""
     rules = []
     for line in filter(None, table.splitlines()):
         ours, theirs, *axes = re.split(r"\s{2,}", line.strip())
