@@ -51,8 +51,9 @@ def test_a_dead_mlflow_server(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        found = doctor.check_mlflow(f"http://127.0.0.1:{free.getsockname()[1]}")
-    assert found.status == "fail" and "refused" in found.found
+        found = doctor.guarded(partial(doctor.check_mlflow, f"http://127.0.0.1:{free.getsockname()[1]}"))
+    assert (found.name, found.status) == ("mlflow", "fail")
+    assert "refused" in found.found and "correct tracking.uri" in found.found
 
 
 @pytest.mark.parametrize(("behind_s", "status"), [(0, "pass"), (3600, "warn")])
