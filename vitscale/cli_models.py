@@ -113,13 +113,13 @@ def log(model: str, uri: str, folder: Path) -> str:
     """Store the pictures in the model's MLflow run, whose id is returned."""
     from vitscale import registry, source
     from vitscale.errors import UserError
-    from vitscale.tracking import connect
+    from vitscale.tracking import connect, mlflow_errors
 
     known = model.startswith(registry.SCHEMES)
     run_id = registry.resolve(model, uri).run_id if known else source.run_id(Path(model))
     if run_id is None:
         raise UserError(f"--log: {model} is of no MLflow run; its pictures are in {folder}")
-    with registry.mlflow_errors(uri):
+    with mlflow_errors(uri):
         connect(uri).log_artifacts(run_id, str(folder), f"figures/{folder.absolute().name}")
     return run_id
 

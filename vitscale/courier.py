@@ -24,7 +24,7 @@ from vitscale.orphan import die_with_parent
 from vitscale.progress import say
 from vitscale.publish import publish_due
 from vitscale.rundir import RunDir
-from vitscale.tracking import reason, without_secrets
+from vitscale.tracking import mlflow_errors, reason, without_secrets
 
 SEND_EVERY_S = 3.0
 CLOSE_WITHIN_S = 30.0
@@ -196,16 +196,13 @@ def sync(path: Path) -> str:
     cfg, run = open_run(path)
     run.check_free()  # a training sends its history itself
     delivery = Delivery(cfg, run)
-    try:
-        with alone(run):
-            run_id = delivery.round(ended(run))
-            try:
-                draw_due(path)
-            except Exception as error:  # without the images, say, elsewhere
-                say(f"warning: {path}: pictures that are due cannot be drawn: {reason(error)}")
-            return delivery.round(ended(run)) or run_id
-    except Exception as error:
-        raise TrackingError(f"{delivery.name}: {reason(error)}. Nothing is lost, try again when that is mended") from error
+    with mlflow_errors(delivery.uri), alone(run):
+        delivery.round(ended(run))
+        try:
+            draw_due(path)
+        except Exception as error:  # without the images, say, elsewhere
+            say(f"warning: {path}: pictures that are due cannot be drawn: {reason(error)}")
+        return delivery.round(ended(run))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from vitscale.config import PublishConfig, RunConfig, TrackingConfig, alias_name
 from vitscale.errors import ModelError, UserError
 from vitscale.modelinfo import read_model_info
 from vitscale.progress import say
-from vitscale.registry import DIGEST, Version, crown, discard, mlflow_errors, retain, score_tag, version_of, versions_of
+from vitscale.registry import DIGEST, Version, crown, discard, retain, score_tag, version_of, versions_of
 from vitscale.retention import best, complete, read_state, scores_of
 from vitscale.rundir import RunDir, replace_text
 from vitscale.serving import write_flavour
 from vitscale.sums import SUMS, read_sums, sha256, write_sums
-from vitscale.tracking import connect, experiment_id, is_known, without_secrets
+from vitscale.tracking import connect, experiment_id, is_known, mlflow_errors, reason, without_secrets
 
 TAKEN = re.compile(r"(weights|ema)(-.*)?\.safetensors(\.index\.json)?|model\.json|state\.json")  # of a checkpoint
 
@@ -151,4 +151,4 @@ def _keep_house(config: PublishConfig, uri: str, version: Version) -> None:
             if DIGEST in model.tags and str(model.status) == "PENDING":
                 discard(client, model.model_id)
     except Exception as error:  # who may publish need not be allowed to delete
-        say(f"warning: MLflow at {without_secrets(uri)}: {without_secrets(str(error))}; old versions of {version.name} stay")
+        say(f"warning: MLflow at {without_secrets(uri)}: {reason(error)}; old versions of {version.name} stay")

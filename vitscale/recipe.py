@@ -78,6 +78,17 @@ def dump(cfg: RunConfig) -> str:
     return yaml.dump(cfg.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False, width=120)
 
 
+def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; what is not set is left out."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[prefix + key] = value
+    return flat
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes every string that our own reader would take for something else."""
 

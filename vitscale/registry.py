@@ -2,14 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from vitscale.artifacts import Artifacts
-from vitscale.errors import TrackingError, UserError
+from vitscale.errors import TrackingError
 from vitscale.progress import say
-from vitscale.tracking import connect, without_secrets
+from vitscale.tracking import connect, mlflow_errors, without_secrets
 
 SCHEMES = ("models:/", "runs:/")
 FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID"
@@ -29,22 +27,6 @@ class Version(NamedTuple):
     @property
     def uri(self) -> str:
         return f"models:/{self.name}/{self.number}" if self.number else f"models:/{self.model_id}"
-
-
-@contextmanager
-def mlflow_errors(uri: str) -> Iterator[None]:
-    """MLflow's exceptions come with the scheme (REST, SQL, files): make them one of ours."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        said = without_secrets(" ".join(str(error).split()))
-        refused = re.search(r"error code 40[13]|40[13] Client Error", said)
-        hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ask for the permission" if refused else ""
-        raise TrackingError(
-            f"MLflow at {without_secrets(uri)}: {said}; nothing is changed or lost, {hint or 'try again when that is mended'}"
-        ) from error
 
 
 def resolve(source: str, uri: str) -> Version:
