@@ -101,14 +101,13 @@ def run_train(args: argparse.Namespace) -> int:
 
 def train(path: str, overrides: list[str], procs: int | None = None, port: int = 0) -> int:
     """Check all that can be checked, then start the processes, by default one per GPU; a finished run starts none."""
-    from launcher.command import local_command, local_environment
-    from launcher.local import check_port, default_processes, run
+    from launcher import command, local
     from vitscale import preflight, recipe, stopsignal
     from vitscale.rundir import RunDir
 
     cfg = recipe.load(path, overrides)
-    procs = procs or default_processes(cfg.hardware)
-    check_port(port)
+    procs = procs or local.default_processes(cfg.hardware)
+    local.check_port(port)
     run_dir = RunDir(cfg)
     run_dir.check_free()
     preflight.check(cfg, procs, {})
@@ -119,8 +118,8 @@ def train(path: str, overrides: list[str], procs: int | None = None, port: int =
         return 0
     run_dir.write_status("starting")
     print(f"{cfg.name}: starting {procs} {'process' if procs == 1 else 'processes'}", flush=True)
-    environment = local_environment(procs, cfg.hardware.device, len(os.sched_getaffinity(0)))
-    exit_status = run(local_command(str(recipe.find(path)), overrides, procs, port), environment)
+    environment = command.local_environment(procs, cfg.hardware.device, len(os.sched_getaffinity(0)))
+    exit_status = local.run(command.local_command(str(recipe.find(path)), overrides, procs, port), environment)
     if stopsignal.received and run_dir.status["state"] == "starting":  # before any process could take note
         run_dir.write_status("stopped")
     # After a signal accelerate reports failure, however well the processes stopped; the run's own word counts.

@@ -63,16 +63,15 @@ def add_model_commands(commands: Commands) -> None:
 
 def run_eval(args: argparse.Namespace) -> None:
     """Accuracy of a model on shards."""
-    from vitscale.evaluate import evaluate_alone
-    from vitscale.pretrained import load_pretrained
+    from vitscale import evaluate, pretrained
 
-    loaded = load_pretrained(args.model, args.tracking_uri, args.image_size)
-    tally = evaluate_alone(loaded, args.data, args.batch)
+    loaded = pretrained.load_pretrained(args.model, args.tracking_uri, args.image_size)
+    tally = evaluate.evaluate_alone(loaded, args.data, args.batch)
     if args.out:
-        from vitscale.figures.due import draw_confusions
+        from vitscale.figures import due  # matplotlib takes its time
 
         tally.write(args.out, loaded.classes)
-        draw_confusions(args.out)
+        due.draw_confusions(args.out)
     print(json.dumps(tally.metrics))
 
 
@@ -86,75 +85,67 @@ def run_predict(args: argparse.Namespace) -> None:
         if args.json:
             print(json.dumps({"image": str(path), "top": [guess._asdict() for guess in guesses]}))
         else:
-            print(f"{path}  " + "  ".join(f"{guess.name} {guess.probability:.3f}" for guess in guesses))
+            print(path, *guesses, sep="  ")
 
 
 def run_figures(args: argparse.Namespace) -> None:
     """Draw a model's filters, position embedding, attention distance and rollout; and curves of runs."""
     from vitscale.errors import UserError
-    from vitscale.figures.due import some_images
-    from vitscale.figures.model import draw_model
-    from vitscale.figures.runs import draw_runs
+    from vitscale.figures import due, model, runs
     from vitscale.pretrained import load_pretrained, open_image
 
     if not args.model and not args.runs:
         raise UserError("figures: give a model, or runs with --runs")
     if args.model:
-        images = [open_image(path) for path in args.image] + (some_images(args.data, args.count) if args.data else [])
-        for line in draw_model(load_pretrained(args.model, args.tracking_uri, args.image_size), images, args.out):
+        images = [open_image(path) for path in args.image] + (due.some_images(args.data, args.count) if args.data else [])
+        for line in model.draw_model(load_pretrained(args.model, args.tracking_uri, args.image_size), images, args.out):
             print(line, flush=True)
         if args.log:
             print(f"logged to run {log(args.model, args.tracking_uri, args.out)}")
-    for line in draw_runs(args.runs, args.tracking_uri, args.out) if args.runs else ():
+    for line in runs.draw_runs(args.runs, args.tracking_uri, args.out) if args.runs else ():
         print(line, flush=True)
 
 
 def log(model: str, uri: str, folder: Path) -> str:
     """Store the pictures in the model's MLflow run, whose id is returned."""
-    from vitscale import registry, source
-    from vitscale.errors import UserError
-    from vitscale.tracking import connect, mlflow_errors
+    from vitscale import errors, registry, source, tracking
 
     known = model.startswith(registry.SCHEMES)
     run_id = registry.resolve(model, uri).run_id if known else source.run_id(Path(model))
     if run_id is None:
-        raise UserError(f"--log: {model} is of no MLflow run; its pictures are in {folder}")
-    with mlflow_errors(uri):
-        connect(uri).log_artifacts(run_id, str(folder), f"figures/{folder.absolute().name}")
+        raise errors.UserError(f"--log: {model} is of no MLflow run; its pictures are in {folder}")
+    with tracking.mlflow_errors(uri):
+        tracking.connect(uri).log_artifacts(run_id, str(folder), f"figures/{folder.absolute().name}")
     return run_id
 
 
 def run_pull(args: argparse.Namespace) -> None:
     """Download a published model, verified."""
-    from vitscale import registry, source
-    from vitscale.errors import ModelError
-    from vitscale.pull import pull
+    from vitscale import errors, pull, registry, source
 
     if not args.model.startswith(registry.SCHEMES):
-        raise ModelError(f"{args.model}: pull takes {registry.FORMS}")
+        raise errors.ModelError(f"{args.model}: pull takes {registry.FORMS}")
     if args.to:
-        pull(args.model, args.tracking_uri, args.to)
+        pull.pull(args.model, args.tracking_uri, args.to)
     print(args.to or source.locate(args.model, args.tracking_uri))
 
 
 def run_publish(args: argparse.Namespace) -> None:
     """Register a checkpoint as a version of a model."""
-    from vitscale import source
-    from vitscale.publish import publish
+    from vitscale import publish, source
 
     checkpoint = source.checked_directory(str(args.checkpoint))
-    version = publish(checkpoint, args.name, args.alias, args.tracking_uri, source.run_id(checkpoint), args.licence)
+    version = publish.publish(checkpoint, args.name, args.alias, args.tracking_uri, source.run_id(checkpoint), args.licence)
     print(f"{version.uri} = models:/{args.name}@{args.alias}")
 
 
 def run_import(args: argparse.Namespace) -> None:
     """Weights of others into a model directory: the layout is found out, sizes and options follow from the tensors."""
-    from vitscale import recipe
-    from vitscale.errors import ModelError
+    from vitscale import errors, recipe
     from vitscale.weights.convert import merged, read_model, write_model
 
     if args.out.exists():
-        raise ModelError(f"--out {args.out}: exists; choose another name or remove it")
+        raise errors.ModelError(f"--out {args.out}: exists; choose another name or remove it")
     changes = recipe.parse_overrides(args.overrides)
     if args.model:
         changes = merged(changes, {"model": {"name": args.model}})

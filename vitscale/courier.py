@@ -136,17 +136,16 @@ class Chores:
         self._thread.join()
 
     def _work(self) -> None:
-        problems: dict[str, str] = {}
+        said: set[str] = set()
         while True:
             last = self._over.is_set()
-            for name, chore in {"draw": self._draw, **({} if last else {"publish": self._publish})}.items():
+            for name, chore in [("draw", self._draw), ("publish", self._publish)][: 1 if last else 2]:
                 try:
                     chore()
-                    problems.pop(name, None)
                 except Exception as error:  # a picture or a copy that is missing harms no training
-                    if problems.get(name) != str(error):
-                        say(f"warning: {self._run.path}: to {name}: {reason(error)}; tried again later")
-                    problems[name] = str(error)
+                    if (problem := f"to {name}: {reason(error)}") not in said:
+                        say(f"warning: {self._run.path}: {problem}; tried again later")
+                    said.add(problem)
             if last:
                 return
             self._over.wait(SEND_EVERY_S)
