@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Command: TypeAlias = Callable[[argparse.Namespace], int | None]  # None = 0 as the exit status
 Arguments = argparse.ArgumentParser  # to be taken over by commands
 
 
@@ -47,16 +48,12 @@ OVERRIDES = shared("overrides", nargs="*", metavar="a.b=c", help="values to chan
 CLUSTER = shared("--cluster", required=True, help=CLUSTER_HELP)
 MODEL = shared("model", help=MODEL_HELP)
 IMAGE_SIZE = shared("--image-size", type=count, help="another size of images, in pixels (default: the model's)")
-MLFLOW = shared(
-    "--tracking-uri", type=store, default="", help="MLflow (default: MLFLOW_TRACKING_URI, else runs/mlflow.db here)"
-)
+MLFLOW = shared("--tracking-uri", type=store, default="", help="MLflow (default: MLFLOW_TRACKING_URI, else runs/mlflow.db)")
 WORKERS = shared("--workers", type=count, help="processes (default: one per CPU)")
 JSON = shared("--json", action="store_true", help="as JSON")
 
 
-def add(
-    commands: Commands, command: Callable[[argparse.Namespace], int | None], example: str, *arguments: Arguments
-) -> argparse.ArgumentParser:
+def add(commands: Commands, command: Command, example: str, *arguments: Arguments) -> argparse.ArgumentParser:
     """The command NAME of a function `run_NAME` or `run_data_NAME`, whose docstring is its help."""
     text = " ".join((command.__doc__ or "").split()).removesuffix(".")
     name = command.__name__.rpartition("_")[2]

@@ -43,9 +43,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vitscale", description="Pretrain and fine-tune Vision Transformers on sharded WebDataset streams."
-    )
+    parser = argparse.ArgumentParser(prog="vitscale", description="Pretrain and fine-tune Vision Transformers on webdatasets.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_run_commands(commands)
     add_model_commands(commands)

@@ -14,9 +14,7 @@ SOURCES_HELP = (
     "inside scikit-learn"
 )
 CLASSES_HELP = "text file with one class name per line, in the order of their numbers"
-LABEL_HELP = (
-    "where the labels of tars are: cls, txt, json:FIELD, none, or auto (.cls, else `label` in .json, else .txt; the default)"
-)
+LABEL_HELP = "where tars have labels: cls, txt, json:FIELD, none, or auto (.cls, else `label` in .json, else .txt; the default)"
 LABEL = shared("--label", default="auto", metavar="RULE", help=LABEL_HELP)
 
 
@@ -43,9 +41,7 @@ def add_build(commands: Commands) -> None:
     held_out.add_argument("--val", nargs="+", default=[], metavar="SOURCE", help="images of the val split, of the same classes")
     held_out.add_argument("--val-fraction", type=float, default=0.2, help="else the held-out part (default: 0.2; 0 = none)")
     build.add_argument("--classes", help=f"{CLASSES_HELP} (default: all names, sorted)")
-    build.add_argument(
-        "--synsets", default="", help="of ILSVRC2012_img_val.tar: ILSVRC2012_devkit_t12.tar.gz, or a text of synsets"
-    )
+    build.add_argument("--synsets", default="", help="of ILSVRC2012_img_val.tar: ILSVRC2012_devkit_t12.tar.gz, or a text file")
     build.add_argument("--allow-pipe", action="store_true", help="run sources of the form pipe:COMMAND, which print a tar")
 
     size = build.add_mutually_exclusive_group()

@@ -170,6 +170,4 @@ def run_export(args: argparse.Namespace) -> None:
     print(*export(info, weights, args.format, args.out), sep="\n")
     for name, theirs in changed_arithmetic(info.model, args.format, args.out).items():
         ours = getattr(info.model, name)
-        print(
-            f"note: {args.out} does not tell that {name} is {ours}; with {theirs} its logits differ a little", file=sys.stderr
-        )
+        print(f"note: {args.out} does not tell that {name} is {ours}; with {theirs} logits differ a little", file=sys.stderr)

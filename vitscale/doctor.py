@@ -46,7 +46,7 @@ def examine(cfg: RunConfig | None, cluster: Cluster | None) -> Iterator[Finding]
     uri = tracking.tracking_uri(cfg.tracking if cfg else None, runs)
     hardware = cfg.hardware if cfg else HardwareConfig()
     checks: list[Callable[[], Finding]] = [check_packages]
-    checks += [partial(check, hardware) for check in (check_gpus, check_compiler, check_matmul)]
+    checks += [partial(check, hardware) for check in (check_gpus, check_matmul)]
     checks += [check_all_reduce, check_shared_memory, *(partial(check_limit, name) for name in LIMITS)]
     checks += [partial(check, runs) for check in (check_room, check_file_clock)]
     checks += [partial(check, uri) for check in (check_mlflow, check_server_clock)[: 1 + uri.startswith("http")]]
@@ -70,9 +70,8 @@ def check_packages() -> Finding:
     python = sys.version.split()[0]
     wrong = [f"Python {python}: 3.11 or newer is needed"] if sys.version_info < (3, 11) else []
     wrong += [problem for line in metadata.requires("vitscale") or () if (problem := package_problem(Requirement(line)))]
-    return grade(
-        "packages", "; ".join(wrong) or f"as required, Python {python}", "pip install -c constraints.txt -e .", bool(wrong)
-    )
+    found = "; ".join(wrong) or f"as required, Python {python}"
+    return grade("packages", found, "pip install -c constraints.txt -e .", bool(wrong))
 
 
 def package_problem(required: Requirement) -> str | None:
@@ -101,12 +100,6 @@ def check_gpus(hardware: HardwareConfig) -> Finding:
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
     found = f"{count} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}, NCCL {nccl}, {max(used):.1f} GiB in use"
     return grade("gpus", found, "see in `nvidia-smi` whose processes these are, and end them", max(used) > 2, "warn")
-
-
-def check_compiler(hardware: HardwareConfig) -> Finding:
-    found = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-    fix = "install g++, or set hardware.compile=false"
-    return grade("compiler", found or "no C++ compiler", fix, found is None, "fail" if hardware.compile else "warn")
 
 
 def check_matmul(hardware: HardwareConfig) -> Finding:

@@ -110,7 +110,8 @@ def layout(cfg: RunConfig, cluster: Cluster, stage: int, micro: int, held: Activ
     ranks, device = cluster.world_size, DEVICES[cluster.gpu or ""]
     accum = per_rank_batch(cfg, ranks) // micro
     need = memory(cfg, stage, ranks, micro, accum, held)
-    sent = sum(ring_bytes(*collective, ranks) for collective in collectives(cfg, stage, accum))
+    passes = {"all-reduce": 2, "reduce-scatter": 1, "all-gather": 1}  # of the whole tensor, round a ring
+    sent = sum(passes[kind] * whole for kind, whole in collectives(cfg, stage, accum)) * (ranks - 1) / ranks
     link = min(cluster.intra_gbyte_s, cluster.network_gbit_s / 8) if cluster.nodes > 1 else cluster.intra_gbyte_s
     stepped = num_parameters(cfg.model) / (ranks if stage else 1) * kept_bytes(cfg.optim)
     fits = need.total <= device.usable_bytes
@@ -142,11 +143,6 @@ def collectives(cfg: RunConfig, stage: int, accum: int) -> list[tuple[str, int]]
         2: [("all-reduce", accum * whole), ("all-gather", whole)],
         3: [("reduce-scatter", accum * whole), ("all-gather", gathers * whole)],
     }[stage]
-
-
-def ring_bytes(kind: str, whole: int, ranks: int) -> float:
-    """What each process sends: a ring's all-reduce is a reduce-scatter and an all-gather."""
-    return (2 if kind == "all-reduce" else 1) * whole * (ranks - 1) / ranks
 
 
 def step_flops(cfg: RunConfig) -> int:

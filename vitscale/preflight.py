@@ -31,9 +31,7 @@ def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> Origin | No
     samples = sum(manifest.num_samples for manifest in train)
     cadence = Cadence.of(cfg, samples)
     if cadence.total < 1:
-        raise RecipeError(
-            f"train.total: comes to no step of {cfg.train.global_batch} images ({samples} in an epoch); make it longer"
-        )
+        raise RecipeError(f"train.total: no step of {cfg.train.global_batch} images ({samples} in an epoch); make it longer")
     cadence.check(cfg)
     check_length(cadence, samples, run)
     share_lanes(cfg.data.source_weights or [manifest.num_samples for manifest in train], cfg.lanes)

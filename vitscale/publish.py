@@ -67,14 +67,12 @@ def _content(checkpoint: Path, name: str, licence: str | None, folder: Path) -> 
 
 def _logged_model(client: Any, name: str, uri: str, run_id: str | None, digest: str) -> str:
     """The logged model of this run with this content, complete or not; a new one where there is none."""
-    experiment = (
-        client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, TrackingConfig().experiment, uri)
-    )
-    for model in client.search_logged_models([experiment], filter_string=f"tags.`{DIGEST}` = '{digest}'"):
+    home = client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, TrackingConfig().experiment, uri)
+    for model in client.search_logged_models([home], filter_string=f"tags.`{DIGEST}` = '{digest}'"):
         if (model.source_run_id or None) == run_id:
             return model.model_id
     allowed = re.sub("[.%]", "-", name)  # MLflow takes less here than for registered models
-    return client.create_logged_model(experiment, allowed, source_run_id=run_id, tags={DIGEST: digest}).model_id
+    return client.create_logged_model(home, allowed, source_run_id=run_id, tags={DIGEST: digest}).model_id
 
 
 def _send(files: Artifacts, content: dict[Path, str]) -> None:

@@ -37,10 +37,8 @@ def resolve(source: str, uri: str) -> Version:
     except Exception as error:  # MLflow's exceptions come with the scheme: REST, SQL, files
         with mlflow_errors(uri):  # a server that does not answer is not a model that is not there
             known = _known_models(client)
-        why = f"not found in the MLflow registry at {uri} ({' '.join(str(error).split())})"
-        raise TrackingError(
-            f"{source}: {without_secrets(why)}; {known}; set MLFLOW_TRACKING_URI if the model lies elsewhere"
-        ) from error
+        said = without_secrets(f"{source}: not found in the MLflow registry at {uri} ({' '.join(str(error).split())})")
+        raise TrackingError(f"{said}; {known}; set MLFLOW_TRACKING_URI if the model lies elsewhere") from error
 
 
 def _lookup(client: Any, source: str) -> Version:

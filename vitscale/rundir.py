@@ -88,9 +88,9 @@ class RunDir:
         """Nobody owns it now; where it does not exist, it can be made."""
         if os.access(self.path, os.F_OK):
             self._open().close()
-        elif not (
-            (parent := next(p for p in self.path.parents if os.access(p, os.F_OK))).is_dir() and os.access(parent, os.W_OK)
-        ):
+            return
+        parent = next(path for path in self.path.parents if os.access(path, os.F_OK))
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
             raise RecipeError(f"{self.path}: cannot be made, {parent} is no folder to write to; choose another with runs=...")
 
     def _open(self) -> IO[str]:

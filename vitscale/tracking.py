@@ -47,9 +47,7 @@ def connect(uri: str, create: bool = True) -> Any:
     """
     store = sqlite_path(uri)
     if store and not store.exists() and not create:
-        raise TrackingError(
-            f"no MLflow store at {without_secrets(uri)}; set MLFLOW_TRACKING_URI, or run where the `runs` folder is"
-        )
+        raise TrackingError(f"no MLflow store at {without_secrets(uri)}; set MLFLOW_TRACKING_URI, or run where `runs` is")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"

@@ -210,9 +210,7 @@ def publish_last(cfg: RunConfig, run: RunDir, uri: str) -> str:
             raise TrackingError(f"MLflow at {uri} did not answer")
         publish_due(run, cfg, uri, run.mlflow_run_id.read_text(), finished=True)
     except TrackingError as error:
-        raise TrackingError(
-            f"publish: {error}; the training is complete and nothing is lost, start it again to publish"
-        ) from error
+        raise TrackingError(f"publish: {error}; training is complete, nothing is lost; start it again to publish") from error
     return f"models:/{cfg.publish.name}@{cfg.publish.alias}"
 
 

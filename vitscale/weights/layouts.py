@@ -26,12 +26,10 @@ def _text(table: dict[str, Any], others: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> list[Layout]:
-    content = tomllib.loads(path.read_text())
-    tables = content["table"]
+    toml = tomllib.loads(path.read_text())
+    tables = toml["table"]
     rules = {name: read_rules(_text(table, tables), table.get("first", 0)) for name, table in tables.items()}
-    return [
-        Layout(rules=[rule for name in entry.pop("tables") for rule in rules[name]], **entry) for entry in content["layouts"]
-    ]
+    return [Layout(rules=[rule for name in entry.pop("tables") for rule in rules[name]], **entry) for entry in toml["layouts"]]
 
 
 LAYOUTS = _read(Path(__file__).with_suffix(".toml"))
