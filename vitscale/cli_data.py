@@ -78,14 +78,11 @@ def byte_size(text: str) -> int:
 
 def run_data_build(args: argparse.Namespace) -> None:
     """Images into shards, with a manifest per split."""
-    from data_pipeline import build
-    from data_pipeline.collection import read_classes
-    from data_pipeline.encode import Encoding
-    from data_pipeline.sources import Reading
+    from data_pipeline import build, collection, encode, sources
 
-    classes = read_classes(args.classes) if args.classes else []
+    classes = collection.read_classes(args.classes) if args.classes else []
     with build.spool(args.out) as spool:
-        reading = Reading(spool, args.label, classes, args.synsets)
+        reading = sources.Reading(spool, args.label, classes, args.synsets)
         gather = partial(build.gather, allow_pipe=args.allow_pipe, workers=args.workers)
         train = gather(args.sources, reading)
         val = gather(args.val, reading._replace(classes=train.classes)) if args.val else None
@@ -98,7 +95,7 @@ def run_data_build(args: argparse.Namespace) -> None:
             val=val,
             shard_bytes=args.shard_bytes,
             shuffle=not args.no_shuffle,
-            encoding=Encoding(**{name: getattr(args, name) for name in Encoding._fields}),
+            encoding=encode.Encoding(**{name: getattr(args, name) for name in encode.Encoding._fields}),
             skip_bad=args.skip_bad,
             workers=args.workers,
         )
@@ -109,11 +106,10 @@ def run_data_build(args: argparse.Namespace) -> None:
 
 def run_data_index(args: argparse.Namespace) -> None:
     """Index tars that exist, local or remote, and list them in a manifest."""
-    from data_pipeline.collection import read_classes
-    from data_pipeline.shardlist import expand, list_shards
+    from data_pipeline import collection, shardlist
 
-    classes = read_classes(args.classes) if args.classes else []
-    manifest = list_shards(expand(args.shards), args.out, classes, args.label, args.workers)
+    classes = collection.read_classes(args.classes) if args.classes else []
+    manifest = shardlist.list_shards(shardlist.expand(args.shards), args.out, classes, args.label, args.workers)
     print(f"{manifest.name}: {manifest.num_samples:,} images in {len(manifest.urls)} shards")
 
 

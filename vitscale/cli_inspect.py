@@ -93,21 +93,17 @@ def run_data_peek(args: argparse.Namespace) -> None:
     """Pictures with labels and keys on one sheet; with a recipe, as the model will see them (before mixing and erasing)."""
     import numpy as np
 
-    from data_pipeline import storage
-    from data_pipeline.manifest import read_manifest
-    from data_pipeline.peek import Training, contact_sheet, pictures
-    from data_pipeline.stream import Shards
-    from vitscale import recipe
-    from vitscale.errors import UserError
+    from data_pipeline import manifest, peek, storage, stream
+    from vitscale import errors, recipe
 
     cfg = recipe.load(args.augment) if args.augment else None
-    shards = Shards([read_manifest(location) for location in args.manifests])
+    shards = stream.Shards([manifest.read_manifest(location) for location in args.manifests])
     by_chance = np.random.default_rng(args.seed).choice(len(shards), min(args.count, len(shards)), replace=False)
     samples = args.sample or np.sort(by_chance).tolist()
     if min(samples) < 0 or max(samples) >= len(shards):
-        raise UserError(f"--sample: found {min(samples)}..{max(samples)}, but samples have the numbers 0..{len(shards) - 1}")
-    shown = pictures(shards, samples, Training(cfg.data, cfg.model.image_size, cfg.seed) if cfg else None)
-    storage.write(args.out, contact_sheet(shown, args.size))
+        raise errors.UserError(f"--sample: found {min(samples)}..{max(samples)}, but samples have numbers 0..{len(shards) - 1}")
+    shown = peek.pictures(shards, samples, peek.Training(cfg.data, cfg.model.image_size, cfg.seed) if cfg else None)
+    storage.write(args.out, peek.contact_sheet(shown, args.size))
     print(f"{args.out}: {len(shown)} pictures")
 
 
