@@ -32,6 +32,7 @@ def store(uri: str) -> str:
 
 
 def shared(*names: str, **options: Any) -> Arguments:
+    """An argument for `add`."""
     parser = Arguments(add_help=False)
     parser.add_argument(*names, **options)
     return parser
@@ -40,7 +41,6 @@ def shared(*names: str, **options: Any) -> Arguments:
 RECIPE_HELP = "recipe file, or the name of one that ships with vitscale (recipes/demo/pretrain.yaml)"
 URI_HELP = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID"
 MODEL_HELP = f"checkpoint directory, file of weights, {URI_HELP}"
-MANIFEST_HELP = "manifest, as path or URL"
 CLUSTER_HELP = "cluster file, or the name of one that ships with vitscale (recipes/clusters/h200-infiniband.yaml)"
 
 RECIPE = shared("recipe", help=RECIPE_HELP)
