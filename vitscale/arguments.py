@@ -1,4 +1,4 @@
-"""Words that the commands share."""
+"""What the commands share: arguments, and ways of saying what was found."""
 
 import argparse
 import json
@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Command: TypeAlias = Callable[[argparse.Namespace], int | None]  # None = 0 as the exit status
+Arguments = argparse.ArgumentParser  # to be taken over by commands
 
 
 def count(text: str) -> int:
@@ -22,26 +24,53 @@ def seed(text: str) -> int:
     return number
 
 
-def add(commands: Commands, command: Callable[[argparse.Namespace], int], example: str) -> argparse.ArgumentParser:
-    """The command NAME of a function `run_NAME` or `run_data_NAME`, whose docstring is its help."""
-    text = " ".join((command.__doc__ or "").split()).removesuffix(".")
-    name = command.__name__.rpartition("_")[2]
-    parser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
-    parser.set_defaults(command=command)
+def store(uri: str) -> str:
+    """An MLflow store; "" = that of the environment, or of the folder `runs` here."""
+    from vitscale.tracking import tracking_uri
+
+    return uri or tracking_uri(None, "runs")
+
+
+def shared(*names: str, **options: Any) -> Arguments:
+    """An argument for `add`."""
+    parser = Arguments(add_help=False)
+    parser.add_argument(*names, **options)
     return parser
 
 
-def add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=count, help="processes (default: one per CPU)")
+RECIPE_HELP = "recipe file, or the name of one that ships with vitscale (recipes/demo/pretrain.yaml)"
+URI_HELP = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID"
+MODEL_HELP = f"checkpoint directory, file of weights, {URI_HELP}"
+CLUSTER_HELP = "cluster file, or the name of one that ships with vitscale (recipes/clusters/h200-infiniband.yaml)"
+
+RECIPE = shared("recipe", help=RECIPE_HELP)
+OVERRIDES = shared("overrides", nargs="*", metavar="a.b=c", help="values to change, e.g. train.global_batch=512")
+CLUSTER = shared("--cluster", required=True, help=CLUSTER_HELP)
+MODEL = shared("model", help=MODEL_HELP)
+IMAGE_SIZE = shared("--image-size", type=count, help="another size of images, in pixels (default: the model's)")
+MLFLOW = shared("--tracking-uri", type=store, default="", help="MLflow (default: MLFLOW_TRACKING_URI, else runs/mlflow.db)")
+WORKERS = shared("--workers", type=count, help="processes (default: one per CPU)")
+JSON = shared("--json", action="store_true", help="as JSON")
 
 
-def tell(found: Mapping[str, Any], as_json: bool) -> None:
-    """Print what was found, by name: one JSON object, or a line for each."""
+def add(commands: Commands, command: Command, example: str, *arguments: Arguments) -> argparse.ArgumentParser:
+    """The command NAME of a function `run_NAME` or `run_data_NAME`, whose docstring is its help."""
+    text = " ".join((command.__doc__ or "").split()).removesuffix(".")
+    name = command.__name__.rpartition("_")[2]
+    parser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}", parents=arguments)
+    parser.set_defaults(command=lambda args: command(args) or 0)
+    return parser
+
+
+def tell(found: Mapping[str, Any], as_json: bool, text: str = "") -> None:
+    """Print what was found: as one JSON object, as the text that its values belong in, or a line for each."""
     if as_json:
         print(json.dumps(found))
-        return
-    for name, value in found.items():
-        print(f"{name:<34}{_told(value)}")
+    elif text:
+        print(text.format(**found))
+    else:
+        for name, value in found.items():
+            print(f"{name:<34}{_told(value)}")
 
 
 def _told(value: Any) -> str:

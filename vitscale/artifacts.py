@@ -13,7 +13,7 @@ FILE_WITHIN_S = 120  # the store may have to write a whole file before it answer
 
 
 class Artifacts:
-    """`client` is `tracking.connect`'s. MLflow's exceptions come as they are: see `registry.mlflow_errors`."""
+    """`client` is `tracking.connect`'s. MLflow's exceptions come as they are: see `tracking.mlflow_errors`."""
 
     def __init__(self, client: Any, model_id: str) -> None:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository

@@ -12,19 +12,7 @@ from vitscale.modelinfo import read_model_info
 from vitscale.retention import complete, read_state, scores_of
 
 SHOWN_CLASSES = 20
-LOAD = """\
-In vitscale, with MLFLOW_TRACKING_URI set (VERSION is the number of this version, `@` and an alias stand for `/VERSION`):
-```python
-from vitscale import load_pretrained
-model = load_pretrained("models:/{name}/VERSION")  # .model, .transform, .classes, .predict(images)
-```
-In MLflow, where vitscale is installed: `mlflow models serve -m models:/{name}/VERSION --env-manager local`, or
-`mlflow.pyfunc.load_model`; in: a column `image` of base64, URLs or paths; out: `classes` and `probabilities`.
-
-Where timm or transformers have such a model, after `vitscale export models:/{name}/VERSION --format timm --out exported`:
-`timm.create_model("local-dir:exported", pretrained=True)`; after the same with `--format hf`:
-`transformers.ViTForImageClassification.from_pretrained("exported")`.
-"""
+TEMPLATE = Path(__file__).with_suffix(".md")
 
 
 def card(checkpoint: Path, name: str, licence: str | None) -> str:
@@ -44,7 +32,7 @@ def card(checkpoint: Path, name: str, licence: str | None) -> str:
     }
     cells = {key: " ".join(value.replace("|", "\\|").split()) for key, value in rows.items()}
     table = "".join(f"| {key} | {value} |\n" for key, value in cells.items())
-    return f"# {name}\n\n| | |\n|---|---|\n{table}\n## To load it\n{LOAD.format(name=name)}"
+    return TEMPLATE.read_text().format(name=name, table=table)
 
 
 def measured(checkpoint: Path) -> dict[str, float]:

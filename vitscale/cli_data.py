@@ -4,9 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from vitscale.arguments import Commands, add, add_workers, count, seed
+from vitscale.arguments import JSON, WORKERS, Commands, add, count, seed, shared
 from vitscale.cli_inspect import add_inspect_commands
-from vitscale.cli_order import add_order_commands
 
 SOURCES_HELP = (
     "folder of class folders; .csv or .jsonl with `path` and `label`; .parquet with `image` and `label`; webdataset tars "
@@ -14,40 +13,34 @@ SOURCES_HELP = (
     "inside scikit-learn"
 )
 CLASSES_HELP = "text file with one class name per line, in the order of their numbers"
-LABEL_HELP = (
-    "where the labels of tars are: cls, txt, json:FIELD, none, or auto (.cls, else `label` in .json, else .txt; the default)"
-)
+LABEL_HELP = "where tars have labels: cls, txt, json:FIELD, none, or auto (.cls, else `label` in .json, else .txt; the default)"
+LABEL = shared("--label", default="auto", metavar="RULE", help=LABEL_HELP)
 
 
 def add_data_commands(commands: Commands) -> None:
     add_build(commands)
-    index = add(commands, run_data_index, "vitscale data index 's3://bucket/train-{0000..1023}.tar' --out data/train.json")
+    example = "vitscale data index 's3://bucket/train-{0000..1023}.tar' --out data/train.json"
+    index = add(commands, run_data_index, example, LABEL, WORKERS)
     index.add_argument("shards", nargs="+", metavar="SHARD", help="webdataset tars or brace lists, in the order that counts")
     index.add_argument("--out", required=True, help="manifest to write, local or remote")
-    index.add_argument("--label", default="auto", metavar="RULE", help=LABEL_HELP)
     index.add_argument("--classes", help=CLASSES_HELP)
-    add_workers(index)
     add_inspect_commands(commands)
-    add_order_commands(commands)
-    bench = add(commands, run_data_bench, "vitscale data bench --json")
+    bench = add(commands, run_data_bench, "vitscale data bench --json", JSON)
     bench.add_argument("--images", type=count, default=512, help="photos, cut out of scikit-learn's two (default: 512)")
     bench.add_argument("--rounds", type=count, default=5, help="each takes its turn this often; the median counts (default: 5)")
     bench.add_argument("--threads", type=count, help="of loaders (default: the cores)")
-    bench.add_argument("--json", action="store_true", help="as JSON")
 
 
 def add_build(commands: Commands) -> None:
-    build = add(commands, run_data_build, "vitscale data build images/ --out data/mine --val-fraction 0.1")
+    example = "vitscale data build images/ --out data/mine --val-fraction 0.1"
+    build = add(commands, run_data_build, example, LABEL, WORKERS)
     build.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCES_HELP)
     build.add_argument("--out", type=local_folder, required=True, help="folder for train.json, val.json and the shards")
     held_out = build.add_mutually_exclusive_group()
     held_out.add_argument("--val", nargs="+", default=[], metavar="SOURCE", help="images of the val split, of the same classes")
     held_out.add_argument("--val-fraction", type=float, default=0.2, help="else the held-out part (default: 0.2; 0 = none)")
     build.add_argument("--classes", help=f"{CLASSES_HELP} (default: all names, sorted)")
-    build.add_argument("--label", default="auto", metavar="RULE", help=LABEL_HELP)
-    build.add_argument(
-        "--synsets", default="", help="of ILSVRC2012_img_val.tar: ILSVRC2012_devkit_t12.tar.gz, or a text of synsets"
-    )
+    build.add_argument("--synsets", default="", help="of ILSVRC2012_img_val.tar: ILSVRC2012_devkit_t12.tar.gz, or a text file")
     build.add_argument("--allow-pipe", action="store_true", help="run sources of the form pipe:COMMAND, which print a tar")
 
     size = build.add_mutually_exclusive_group()
@@ -59,7 +52,6 @@ def add_build(commands: Commands) -> None:
     build.add_argument("--skip-bad", action="store_true", help="leave out what cannot be decoded (SPLIT.skipped.jsonl)")
     part_help = "write every N-th shard from the K-th on, 0 <= K < N, while others write theirs; then build without it"
     build.add_argument("--part", type=part, default=(0, 1), metavar="K/N", help=part_help)
-    add_workers(build)
 
     # Names and defaults as in `data_pipeline.encode.Encoding`.
     build.add_argument("--longest", type=count, metavar="PIXELS", help="make images smaller whose longer side is longer")
@@ -92,17 +84,14 @@ def byte_size(text: str) -> int:
     return size
 
 
-def run_data_build(args: argparse.Namespace) -> int:
+def run_data_build(args: argparse.Namespace) -> None:
     """Images into shards, with a manifest per split."""
-    from data_pipeline import build
-    from data_pipeline.collection import read_classes
-    from data_pipeline.encode import Encoding
-    from data_pipeline.sources import Reading
+    from data_pipeline import build, collection, encode, sources
 
-    classes = read_classes(args.classes) if args.classes else []
+    classes = collection.read_classes(args.classes) if args.classes else []
     whole = args.part == (0, 1)
     with build.spool(args.out, alone=whole) as spool:
-        reading = Reading(spool, args.label, classes, args.synsets, args.allow_pipe)
+        reading = sources.Reading(spool, args.label, classes, args.synsets, args.allow_pipe)
         train = build.gather(args.sources, reading, args.workers)
         val = build.gather(args.val, reading._replace(classes=train.classes), args.workers) if args.val else None
         manifests = build.build(
@@ -114,7 +103,7 @@ def run_data_build(args: argparse.Namespace) -> int:
             val=val,
             shard_bytes=args.shard_bytes,
             shuffle=not args.no_shuffle,
-            encoding=Encoding(**{name: getattr(args, name) for name in Encoding._fields}),
+            encoding=encode.Encoding(**{name: getattr(args, name) for name in encode.Encoding._fields}),
             skip_bad=args.skip_bad,
             workers=args.workers,
             part=args.part,
@@ -124,28 +113,24 @@ def run_data_build(args: argparse.Namespace) -> int:
     for manifest in manifests.values():
         images, shards, classes_ = manifest.num_samples, len(manifest.urls), len(manifest.classes)
         print(f"{manifest.name}: {images:,} images in {shards} shards, {classes_} classes")
-    return 0
 
 
-def run_data_index(args: argparse.Namespace) -> int:
+def run_data_index(args: argparse.Namespace) -> None:
     """Index tars that exist, local or remote, and list them in a manifest."""
-    from data_pipeline.collection import read_classes
-    from data_pipeline.shardlist import expand, list_shards
+    from data_pipeline import collection, shardlist
 
-    classes = read_classes(args.classes) if args.classes else []
-    manifest = list_shards(expand(args.shards), args.out, classes, args.label, args.workers)
+    classes = collection.read_classes(args.classes) if args.classes else []
+    manifest = shardlist.list_shards(shardlist.expand(args.shards), args.out, classes, args.label, args.workers)
     print(f"{manifest.name}: {manifest.num_samples:,} images in {len(manifest.urls)} shards")
-    return 0
 
 
-def run_data_bench(args: argparse.Namespace) -> int:
+def run_data_bench(args: argparse.Namespace) -> None:
     """Images per core-second of decoding and of the whole loader, beside PIL and webdataset on the same photos."""
     from data_pipeline.bench import ABOUT, bench
 
     rates = bench(args.images, args.rounds, args.threads)
     if args.json:
         print(json.dumps({name: round(rate, 1) for name, rate in rates.items()}))
-        return 0
+        return
     for name, rate in rates.items():
         print(f"{name:<24}{rate:>10,.0f}  {ABOUT[name]}")
-    return 0

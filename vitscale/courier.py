@@ -24,7 +24,7 @@ from vitscale.orphan import die_with_parent
 from vitscale.progress import say
 from vitscale.publish import publish_due
 from vitscale.rundir import RunDir
-from vitscale.tracking import reason, without_secrets
+from vitscale.tracking import mlflow_errors, reason, without_secrets
 
 SEND_EVERY_S = 3.0
 CLOSE_WITHIN_S = 30.0
@@ -136,17 +136,16 @@ class Chores:
         self._thread.join()
 
     def _work(self) -> None:
-        problems: dict[str, str] = {}
+        said: set[str] = set()
         while True:
             last = self._over.is_set()
-            for name, chore in {"draw": self._draw, **({} if last else {"publish": self._publish})}.items():
+            for name, chore in [("draw", self._draw), ("publish", self._publish)][: 1 if last else 2]:
                 try:
                     chore()
-                    problems.pop(name, None)
                 except Exception as error:  # a picture or a copy that is missing harms no training
-                    if problems.get(name) != str(error):
-                        say(f"warning: {self._run.path}: to {name}: {reason(error)}; tried again later")
-                    problems[name] = str(error)
+                    if (problem := f"to {name}: {reason(error)}") not in said:
+                        say(f"warning: {self._run.path}: {problem}; tried again later")
+                    said.add(problem)
             if last:
                 return
             self._over.wait(SEND_EVERY_S)
@@ -196,16 +195,13 @@ def sync(path: Path) -> str:
     cfg, run = open_run(path)
     run.check_free()  # a training sends its history itself
     delivery = Delivery(cfg, run)
-    try:
-        with alone(run):
-            run_id = delivery.round(ended(run))
-            try:
-                draw_due(path)
-            except Exception as error:  # without the images, say, elsewhere
-                say(f"warning: {path}: pictures that are due cannot be drawn: {reason(error)}")
-            return delivery.round(ended(run)) or run_id
-    except Exception as error:
-        raise TrackingError(f"{delivery.name}: {reason(error)}. Nothing is lost, try again when that is mended") from error
+    with mlflow_errors(delivery.uri), alone(run):
+        delivery.round(ended(run))
+        try:
+            draw_due(path)
+        except Exception as error:  # without the images, say, elsewhere
+            say(f"warning: {path}: pictures that are due cannot be drawn: {reason(error)}")
+        return delivery.round(ended(run))
 
 
 if __name__ == "__main__":

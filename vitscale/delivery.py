@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from vitscale import fault
 from vitscale.config import RunConfig
 from vitscale.history import parse, read_log, whole_lines
+from vitscale.recipe import flatten
 from vitscale.rundir import RunDir, replace_text
 from vitscale.tracking import connect, experiment_id, is_known, sqlite_path, tracking_uri, without_secrets
 
@@ -137,7 +138,7 @@ class Delivery:
         run_id, tracking = self._mark.run_id, self._cfg.tracking
         known = client.get_run(run_id).data.params
         values = flatten(self._cfg.model_dump(mode="json", by_alias=True))
-        new = [Param(key, without_secrets(str(value))[:TEXT_LENGTH]) for key, value in values if key not in known]
+        new = [Param(key, without_secrets(str(value))[:TEXT_LENGTH]) for key, value in values.items() if key not in known]
         for piece in pieces(new, TEXTS):
             client.log_batch(run_id, params=piece)
         tags = {**tracking.tags, "mlflow.note.content": self._cfg.about or "", **self._origin(client)}
@@ -209,17 +210,6 @@ def user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def flatten(values: dict, prefix: str = "") -> list[tuple[str, Any]]:
-    """{"a": {"b": 1}} -> [("a.b", 1)]; what is not set is left out."""
-    pairs: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            pairs += flatten(value, f"{prefix}{key}.")
-        elif value is not None:
-            pairs.append((prefix + key, value))
-    return pairs
 
 
 def pieces(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

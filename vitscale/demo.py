@@ -112,7 +112,7 @@ def predict_some(val: Manifest, model: Path, folder: Path) -> Iterator[str]:
         path = folder / f"{raw.key}-is-a-{val.classes[raw.label]}.jpg"
         path.write_bytes(raw.image)
         (guesses,) = loaded.predict([open_image(path)], top=3)
-        yield f"{path}  " + "  ".join(f"{guess.name} {guess.probability:.3f}" for guess in guesses)
+        yield "  ".join(map(str, [path, *guesses]))
 
 
 def report(done: list[Stage], champion: str, uri: str, seconds: float) -> None:

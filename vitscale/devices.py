@@ -8,7 +8,7 @@ USABLE = 0.92  # of a GPU's memory; the rest is for CUDA, NCCL, and holes betwee
 class Device(NamedTuple):
     """One GPU."""
 
-    tflops: float  # dense bf16 peak
+    tflops: dict[str, float]  # dense peak by `hardware.precision`
     memory_gib: float  # what torch finds
     memory_tbyte_s: float  # bandwidth of its memory
 
@@ -18,8 +18,8 @@ class Device(NamedTuple):
 
 
 DEVICES = {
-    "h200": Device(989.0, 139.8, 4.8),
-    "h100": Device(989.0, 79.1, 3.35),
-    "a100": Device(312.0, 79.1, 2.04),
-    "a100-40g": Device(312.0, 39.4, 1.56),
+    "h200": Device({"bf16": 989.0, "fp32": 67.0}, 139.8, 4.8),
+    "h100": Device({"bf16": 989.0, "fp32": 67.0}, 79.1, 3.35),
+    "a100": Device({"bf16": 312.0, "fp32": 19.5}, 79.1, 2.04),
+    "a100-40g": Device({"bf16": 312.0, "fp32": 19.5}, 39.4, 1.56),
 }

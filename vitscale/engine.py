@@ -52,13 +52,7 @@ class Engine:
     """A model under ZeRO. Call every method on every rank."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        optim: OptimConfig,
-        hardware: HardwareConfig,
-        micro_batch: int,
-        grad_accum: int,
-        world: World,
+        self, model: nn.Module, optim: OptimConfig, hardware: HardwareConfig, micro_batch: int, grad_accum: int, world: World
     ) -> None:
         deepspeed = import_deepspeed(world.device.type)
         self.world, self.stage, self.optim = world, hardware.zero_stage, optim
@@ -237,11 +231,7 @@ def deepspeed_config(
         "gradient_clipping": 0.0 if replicated else optim.clip_norm,
         # The overflow check would wait for the device, too.
         "bf16": {"enabled": hardware.precision == "bf16" and not replicated, "check_grad_overflow": False},
-        "zero_optimization": {
-            "stage": hardware.zero_stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
+        "zero_optimization": {"stage": hardware.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }

@@ -16,6 +16,12 @@ class Finding(NamedTuple):
     found: str
     fix: str = ""
 
+    def tell(self) -> bool:
+        """Print it as soon as it is there; whether it failed."""
+        fix = f"\n      -> {self.fix}" if self.fix else ""
+        print(f"{self.status}  {self.name:<14}{self.found}{fix}", flush=True)
+        return self.status == "fail"
+
 
 def grade(name: str, found: str, fix: str, bad: bool, worst: Status = "fail") -> Finding:
     """Passed, or `worst` and how to mend it."""

@@ -126,10 +126,9 @@ class Watch:
             self._raise_alarm(min(beats, key=lambda beat: (beat.step, -beat.idle_s)), "does not get on, nor does any other,")
 
     def _raise_alarm(self, beat: Beat, why: str) -> None:
-        message = f"{beat}: {why} for {self._limit:g} s (hardware.hang_after_s)"
-        failure.note(
-            self._run.path, f"{beat}", f"{why} for {self._limit:g} s (hardware.hang_after_s); it stood at\n{beat.stack}"
-        )
+        why += f" for {self._limit:g} s (hardware.hang_after_s)"
+        message = f"{beat}: {why}"
+        failure.note(self._run.path, str(beat), f"{why}; it stood at\n{beat.stack}")
         if self._store.add("alarms", 1) == 1:  # all see it when rank 0 falls silent; one says so
             print(
                 f"error: {message}; all processes end, their stacks are in {self._run.hang}; start again to go on from the "

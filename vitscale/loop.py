@@ -65,7 +65,7 @@ def fit(
                 ledger.settle(state)
             if log_now:
                 samples, load = gather(state, machine, world)
-                tracker.log(state.step, "train", {**report(engine, losses, state, meter, cfg, cadence), **load}, samples)
+                tracker.log(state.step, "train", {**report(world, losses, state, meter, cfg, cadence), **load}, samples)
             if eval_now:
                 state.owes_eval = val is not None
                 evaluate_owed(engine, val, cfg, state, tracker, run)
@@ -145,9 +145,7 @@ class Losses:
         return found
 
 
-def report(
-    engine: Engine, losses: Losses, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence
-) -> dict[str, float]:
+def report(world: World, losses: Losses, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence) -> dict[str, float]:
     """One point of the training curves, over the steps since the last one."""
     loss = state.loss_sum / state.loss_steps if state.loss_steps else math.nan
     state.loss_sum, state.loss_steps = 0.0, 0
@@ -160,7 +158,7 @@ def report(
         "train/skipped_updates": len(state.bad_steps),
         **skipped,
         **meter.report(cadence.total - state.step),
-        "memory/peak_gib": peak_memory_gib(engine.world.device),
+        "memory/peak_gib": peak_memory_gib(world.device),
     }
 
 

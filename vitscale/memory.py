@@ -72,7 +72,8 @@ def memory(cfg: RunConfig, stage: int, ranks: int, micro: int, accum: int, activ
     # Gradients that are there at the fullest moment: all that wait for the next micro-step, else few; of checkpointed blocks
     # about half, for the activations of the block at work, which are most of them, stay as many.
     waiting = 1.0 if accum > 1 else 0.5 if cfg.hardware.activation_checkpointing and stage < 2 else 0.0
-    update = max(2 * part + 4 * own, COMPOSED_BYTES * own if is_composed(cfg.optim) else 0)
+    composed = hasattr(build_optimizer(torch.nn.Linear(1, 1), cfg.optim), "rule")
+    update = max(2 * part + 4 * own, COMPOSED_BYTES * own * composed)
     if stage == 0:
         states, training = kept + whole * mixed, held + whole * waiting
         update = whole + max((element + 4 * mixed) * min(count, ALLREDUCE_ELEMENTS), whole * mixed * 4 / element)
@@ -86,11 +87,6 @@ def memory(cfg: RunConfig, stage: int, ranks: int, micro: int, accum: int, activ
         gathered = element * min(count, MAX_LIVE_ELEMENTS) * (ranks > 1)
         states, training, update = kept + 2 * part, draining + gathered, update + bucket + gathered
     return Memory(math.ceil(states), held, math.ceil(max(training, update) - held))
-
-
-def is_composed(optim: OptimConfig) -> bool:
-    """Whether the optimiser's step is made of plain tensor operations, which need copies."""
-    return hasattr(build_optimizer(torch.nn.Linear(1, 1), optim), "rule")
 
 
 def activations(cfg: RunConfig) -> Activations:
@@ -111,7 +107,7 @@ def trace(config: ModelConfig, hardware: HardwareConfig, loss: str, images: int)
         prepare(model, HardwareConfig(activation_checkpointing=hardware.activation_checkpointing))
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
-        held.forget()
+        held.now = held.peak = 0  # counted from here
         targets = torch.empty(images, config.num_classes)
         logits = model(torch.empty(images, 3, size, size, dtype=dtype))
         LOSSES[loss](logits, targets).mean().backward()
@@ -125,10 +121,6 @@ class Held(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._storages = weakref.WeakSet[Any]()
-
-    def forget(self) -> None:
-        """Count from here what comes."""
-        self.now = self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.benchmark import Timer
 
-from vitscale.config import RunConfig
+from vitscale.config import HardwareConfig, RunConfig
 from vitscale.devices import DEVICES
 from vitscale.model.flops import train_flops
 from vitscale.optim import DTYPES
@@ -33,7 +33,7 @@ class Meter:
     @classmethod
     def of(cls, cfg: RunConfig, world: World) -> "Meter":
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
-        stated = peak_flops(name, cfg.hardware.peak_tflops, world.size)
+        stated = peak_flops(name, cfg.hardware, world.size)
         measured = measure_flops(world.device, DTYPES[cfg.hardware.precision]) * world.size
         peaks = {"speed/mfu_measured": measured, **({"speed/mfu": stated} if stated else {})}
         return cls(cfg.train.global_batch, train_flops(cfg.model), peaks, world.phases)
@@ -80,10 +80,10 @@ class Meter:
         return metrics
 
 
-def peak_flops(device_name: str, stated_tflops: float | None, devices: int) -> float | None:
+def peak_flops(device_name: str, hardware: HardwareConfig, devices: int) -> float | None:
     """FLOP/s of all devices together: as stated in the recipe, else from the table, else None."""
-    known = (device.tflops for name, device in DEVICES.items() if name.upper() in device_name)
-    per_device = stated_tflops or next(known, None)
+    known = (device.tflops[hardware.precision] for name, device in DEVICES.items() if name.upper() in device_name)
+    per_device = hardware.peak_tflops or next(known, None)
     return per_device * 1e12 * devices if per_device else None
 
 

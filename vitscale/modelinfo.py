@@ -42,9 +42,7 @@ def read_model_info(folder: Path) -> ModelInfo:
     try:
         return ModelInfo.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise ModelError(
-            f"{folder}: no {FILE} in it, so it is not a model; give a checkpoint directory or a models:/ URI"
-        ) from None
+        raise ModelError(f"{folder}: no {FILE} in it, so it is not a model; give a checkpoint or a models:/ URI") from None
     except ValidationError as error:
         raise ModelError(f"{path}: not readable by this version of vitscale: {explain(error)}") from None
 
@@ -56,7 +54,5 @@ def weight_files(folder: Path, name: str = WEIGHTS) -> list[Path]:
 
 def explain(error: ValidationError) -> str:
     """`model.width: Input should be a valid integer; ...`"""
-    problems = (
-        (".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")) for problem in error.errors()
-    )
-    return "; ".join(": ".join(filter(None, problem)) for problem in problems)
+    found = ((".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")) for problem in error.errors())
+    return "; ".join(": ".join(filter(None, problem)) for problem in found)

@@ -7,7 +7,7 @@ from launcher import cluster as clusters
 from launcher.cluster import Cluster
 from vitscale import show
 from vitscale.config import RunConfig, micro_batch, per_rank_batch
-from vitscale.devices import DEVICES, USABLE, Device
+from vitscale.devices import DEVICES, USABLE
 from vitscale.errors import RecipeError
 from vitscale.memory import MAX_LIVE_ELEMENTS, Activations, Memory, activations, kept_bytes, memory, num_parameters, sizes
 from vitscale.model.config import ViTConfig
@@ -21,7 +21,7 @@ IMAGES_PER_CORE_S = 650  # of our loader, photos of 500 x 375 pixels to 224 (doc
 HOST_S = (0.14e-3, 0.22e-3, 0.23e-3, 0.58e-3)
 CLEARLY = 1.03  # a higher stage must be faster by this factor to be recommended
 ASSUMPTIONS = (
-    f"compute: {MFU:.0%} of the stated bf16 peak, the best published training of a ViT on Hopper that was found",
+    f"compute: {MFU:.0%} of the stated peak, the best published training of a ViT on Hopper (in bf16) that was found",
     f"network: rings that reach {LINK_SHARE:.0%} of the slowest link; nothing is sent while anything is computed",
     "update: each fp32 weight and its state are read and written once",
     "host: its work goes on beside the GPU's; its time is that of one busy CPU core (docs/benchmarks.md)",
@@ -32,29 +32,27 @@ ASSUMPTIONS = (
 
 
 class Layout(NamedTuple):
-    """A run at one ZeRO stage. What needs to know the GPU is None where the cluster file does not name one."""
+    """A run at one ZeRO stage."""
 
     zero_stage: int
     micro_batch: int
     grad_accum: int
     memory: Memory
-    fits: bool | None
-    largest_micro_batch: int | None  # that fits; 0 = none does
+    fits: bool
     sent_bytes: int  # by each process in a step
-    compute_s: float | None
-    network_s: float | None
-    update_s: float | None
+    compute_s: float
+    network_s: float
+    update_s: float
     host_s: float
+    largest_micro_batch: int = 0  # that fits; 0 = none does
 
     @property
-    def step_s(self) -> float | None:
-        if self.compute_s is None or self.network_s is None or self.update_s is None:
-            return None
+    def step_s(self) -> float:
         return max(self.compute_s + self.network_s + self.update_s, self.host_s)
 
 
 def check_memory(cfg: RunConfig, cluster: Cluster) -> None:
-    """RecipeError where the recipe cannot run on the cluster, or its GPUs have too little memory."""
+    """RecipeError where the recipe cannot run on the cluster, or its GPUs, if they are known, have too little memory."""
     clusters.check(cfg, cluster)
     if cluster.gpu is None:
         return
@@ -74,6 +72,8 @@ def check_memory(cfg: RunConfig, cluster: Cluster) -> None:
 def plan(cfg: RunConfig, cluster: Cluster) -> dict[str, Any]:
     """All numbers by name; `layouts` has one entry per ZeRO stage, the recommended one is `recommended`."""
     clusters.check(cfg, cluster)
+    if cluster.gpu is None:
+        raise RecipeError(f"plan: the cluster file names no gpu; add `gpu: h200`, or another of {', '.join(DEVICES)}")
     ranks, held = cluster.world_size, activations(cfg)
     layouts = [best_layout(cfg, cluster, stage, held) for stage in range(4)]
     chosen, count = recommend(layouts), num_parameters(cfg.model)
@@ -82,7 +82,7 @@ def plan(cfg: RunConfig, cluster: Cluster) -> dict[str, Any]:
     rate = cfg.train.global_batch / step_s if step_s else None
     weights = 8 if cfg.optim.ema_decay is not None else 4
     return {
-        "cluster": f"{cluster.nodes} nodes x {cluster.procs} {cluster.gpu or 'processes'}",
+        "cluster": f"{cluster.nodes} nodes x {cluster.procs} {cluster.gpu}",
         "parameters": count,
         "training GFLOPs per image": numbers["training GFLOPs per image"],
         "steps": steps,
@@ -107,24 +107,22 @@ def best_layout(cfg: RunConfig, cluster: Cluster, stage: int, held: Activations)
 
 
 def layout(cfg: RunConfig, cluster: Cluster, stage: int, micro: int, held: Activations) -> Layout:
-    ranks, device = cluster.world_size, DEVICES[cluster.gpu] if cluster.gpu else None
+    ranks, device = cluster.world_size, DEVICES[cluster.gpu or ""]
     accum = per_rank_batch(cfg, ranks) // micro
     need = memory(cfg, stage, ranks, micro, accum, held)
-    sent = sum(ring_bytes(*collective, ranks) for collective in collectives(cfg, stage, accum))
+    passes = {"all-reduce": 2, "reduce-scatter": 1, "all-gather": 1}  # of the whole tensor, round a ring
+    sent = sum(passes[kind] * whole for kind, whole in collectives(cfg, stage, accum)) * (ranks - 1) / ranks
     link = min(cluster.intra_gbyte_s, cluster.network_gbit_s / 8) if cluster.nodes > 1 else cluster.intra_gbyte_s
     stepped = num_parameters(cfg.model) / (ranks if stage else 1) * kept_bytes(cfg.optim)
-    fits = need.total <= device.usable_bytes if device else None
-    network_s = sent / (link * 1e9 * LINK_SHARE) if device else None
-    update_s = 2 * stepped / (device.memory_tbyte_s * 1e12) if device else None
-    host_s = HOST_S[stage] * len(sizes(cfg.model)) * accum
-    times = compute_s(cfg, cluster, device), network_s, update_s, host_s
-    return Layout(stage, micro, accum, need, fits, None, round(sent), *times)
+    fits = need.total <= device.usable_bytes
+    peak = 1e12 * (cfg.hardware.peak_tflops or device.tflops[cfg.hardware.precision])
+    compute_s, network_s = step_flops(cfg) / (ranks * peak * MFU), sent / (link * 1e9 * LINK_SHARE)
+    update_s, host_s = 2 * stepped / (device.memory_tbyte_s * 1e12), HOST_S[stage] * len(sizes(cfg.model)) * accum
+    return Layout(stage, micro, accum, need, fits, round(sent), compute_s, network_s, update_s, host_s)
 
 
-def largest_fitting(cfg: RunConfig, cluster: Cluster, stage: int, held: Activations) -> int | None:
-    """The largest micro-batch that fits; 0 = none does; None = the cluster file names no GPU."""
-    if cluster.gpu is None:
-        return None
+def largest_fitting(cfg: RunConfig, cluster: Cluster, stage: int, held: Activations) -> int:
+    """The largest micro-batch that fits; 0 = none does."""
     share, group = per_rank_batch(cfg, cluster.world_size), cfg.data.mix_group if cfg.data.augment.mixes else 1
     allowed = [size for size in range(group, share + 1, group) if share % size == 0]
     fitting = [size for size in allowed if layout(cfg, cluster, stage, size, held).fits]
@@ -147,39 +145,29 @@ def collectives(cfg: RunConfig, stage: int, accum: int) -> list[tuple[str, int]]
     }[stage]
 
 
-def ring_bytes(kind: str, whole: int, ranks: int) -> float:
-    """What each process sends: a ring's all-reduce is a reduce-scatter and an all-gather."""
-    return (2 if kind == "all-reduce" else 1) * whole * (ranks - 1) / ranks
-
-
-def compute_s(cfg: RunConfig, cluster: Cluster, device: Device | None) -> float | None:
-    """Of a step's arithmetic; None where no peak is known at this precision."""
-    known = device.tflops if device and cfg.hardware.precision == "bf16" else None
-    if (peak := cfg.hardware.peak_tflops or known) is None:
-        return None
+def step_flops(cfg: RunConfig) -> int:
+    """Of a global batch, with what checkpointed blocks compute again."""
     flops, every = train_flops(cfg.model), cfg.hardware.activation_checkpointing
-    if every:  # blocks are computed again
+    if every:
         flops += 2 * (encoder_macs(cfg.model) if isinstance(cfg.model, ViTConfig) else forward_macs(cfg.model)) // every
-    return flops * cfg.train.global_batch / (cluster.world_size * peak * 1e12 * MFU)
+    return flops * cfg.train.global_batch
 
 
 def recommend(layouts: Sequence[Layout]) -> Layout | None:
-    """The lowest stage that fits and is not clearly slower than another; None = none fits, or no GPU is known."""
+    """The lowest stage that fits and is not clearly slower than another; None = none fits."""
     fitting = [found for found in layouts if found.fits]
-    fastest = min((found.step_s for found in fitting if found.step_s), default=0.0)
-    return next((found for found in fitting if not found.step_s or found.step_s <= CLEARLY * fastest), None)
+    fastest = min((found.step_s for found in fitting), default=0.0)
+    return next((found for found in fitting if found.step_s <= CLEARLY * fastest), None)
 
 
 def advice(layouts: Sequence[Layout], chosen: Layout | None) -> str:
     """What to set, and what the other stages would cost."""
     if chosen is None:
-        return "no recommendation: " + ("nothing fits" if layouts[0].fits is False else "the cluster file names no gpu")
-    plain = layouts[0].step_s if layouts[0].fits else None
-    slower = [
-        f"ZeRO-{n.zero_stage} by {n.step_s / plain - 1:.1%}" for n in layouts[1:] if plain and n.step_s and n.step_s > plain
-    ]
-    without = "; plain data parallel fits, ZeRO is not needed for memory" if layouts[0].fits else ""
-    than = f"; slower than it: {', '.join(slower)}" if slower else ""
+        return "nothing: no stage fits"
+    plain, *others = layouts
+    slower = [f"ZeRO-{n.zero_stage} by {n.step_s / plain.step_s - 1:.1%}" for n in others if n.step_s > plain.step_s]
+    without = "; plain data parallel fits, ZeRO is not needed for memory" if plain.fits else ""
+    than = f"; slower than it: {', '.join(slower)}" if plain.fits and slower else ""
     return f"use hardware.zero_stage={chosen.zero_stage} hardware.micro_batch={chosen.micro_batch}{without}{than}"
 
 
@@ -206,9 +194,9 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 def _row(entry: dict[str, Any]) -> str:
     states, held, buffers = (size / 2**30 for size in entry["memory"].values())
-    parts = [entry[key] for key in ("compute_s", "network_s", "update_s", "host_s", "step_s")]
-    compute, network, update, host, step = (f"{part * 1e3:.1f}" if part is not None else "?" for part in parts)
-    largest = "?" if entry["largest_micro_batch"] is None else entry["largest_micro_batch"] or "none"
+    times = (entry[key] for key in ("compute_s", "network_s", "update_s", "host_s", "step_s"))
+    compute, network, update, host, step = (f"{seconds * 1e3:.1f}" for seconds in times)
+    largest = entry["largest_micro_batch"] or "none"
     return (
         f"ZeRO-{entry['zero_stage']}{entry['micro_batch']:>12}{largest:>9}  {states:>8.2f}{held:>14.2f}{buffers:>10.2f}"
         f"{states + held + buffers:>14.2f}  {entry['sent_bytes'] / 1e6:>8,.0f}  "

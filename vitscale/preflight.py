@@ -16,7 +16,7 @@ from vitscale.rundir import RunDir
 from vitscale.source import Origin, fetch_init
 from vitscale.tracking import tracking_uri
 
-IMAGE_BYTES = 110_000  # of an ImageNet JPEG; used where the manifest does not tell
+IMAGE_BYTES = 110_000  # of an ImageNet JPEG; used where no manifest tells
 
 
 def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> Origin | None:
@@ -31,9 +31,7 @@ def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> Origin | No
     samples = sum(manifest.num_samples for manifest in train)
     cadence = Cadence.of(cfg, samples)
     if cadence.total < 1:
-        raise RecipeError(
-            f"train.total: comes to no step of {cfg.train.global_batch} images ({samples} in an epoch); make it longer"
-        )
+        raise RecipeError(f"train.total: no step of {cfg.train.global_batch} images ({samples} in an epoch); make it longer")
     cadence.check(cfg)
     check_length(cadence, samples, run)
     share_lanes(cfg.data.source_weights or [manifest.num_samples for manifest in train], cfg.lanes)
@@ -97,8 +95,7 @@ def check_loader_memory(cfg: RunConfig, train: Sequence[Manifest], ranks: int) -
     """What one rank holds of remote shards fits its budget. Local shards are read where they lie."""
     if not any(is_remote(manifest.shard(0)) for manifest in train):
         return
-    image_bytes = sum(int(manifest.bytes.sum()) for manifest in train) / sum(manifest.num_samples for manifest in train)
-    window = window_bytes(cfg, ranks, image_bytes)
+    window = window_bytes(cfg, ranks, train)
     if window > cfg.hardware.loader_memory_gib * 2**30:
         raise RecipeError(
             f"data.shuffle_block: {cfg.lanes} lanes x {cfg.data.shuffle_block} samples over {ranks} processes need "
@@ -107,7 +104,9 @@ def check_loader_memory(cfg: RunConfig, train: Sequence[Manifest], ranks: int) -
         )
 
 
-def window_bytes(cfg: RunConfig, ranks: int, image_bytes: float = IMAGE_BYTES) -> float:
+def window_bytes(cfg: RunConfig, ranks: int, train: Sequence[Manifest | None]) -> float:
     """Encoded images that one rank holds at a time: its shuffle blocks, and what is read ahead and being decoded."""
-    per_lane = cfg.train.global_batch // cfg.lanes
-    return resident_samples(cfg.lanes // ranks, per_lane, cfg.data.shuffle_block) * image_bytes
+    found = [manifest for manifest in train if manifest]
+    images, num_bytes = sum(manifest.num_samples for manifest in found), sum(int(manifest.bytes.sum()) for manifest in found)
+    held = resident_samples(cfg.lanes // ranks, cfg.train.global_batch // cfg.lanes, cfg.data.shuffle_block)
+    return held * (num_bytes / images if images else IMAGE_BYTES)

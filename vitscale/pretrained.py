@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ class Guess(NamedTuple):
     label: int
     name: str
     probability: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.probability:.3f}"
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,14 @@ def open_model(path: Path) -> tuple[ModelInfo, dict[str, torch.Tensor]]:
     return read_model_info(path), sharded.read(path)
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(file: Path | BinaryIO, name: str = "") -> Image.Image:
     """An image file, read whole."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()
             return image
     except Exception as error:  # for broken bytes Pillow also raises SyntaxError, DecompressionBombError, ...
-        raise ModelError(f"{path}: not a readable image ({error})") from None
+        raise ModelError(f"{name or file}: not a readable image ({error})") from None
 
 
 def eval_transform(info: ModelInfo) -> Callable[[Image.Image], torch.Tensor]:

@@ -13,12 +13,12 @@ from vitscale.config import PublishConfig, RunConfig, TrackingConfig, alias_name
 from vitscale.errors import ModelError, UserError
 from vitscale.modelinfo import read_model_info
 from vitscale.progress import say
-from vitscale.registry import DIGEST, Version, crown, discard, mlflow_errors, retain, score_tag, version_of, versions_of
+from vitscale.registry import DIGEST, Version, crown, discard, retain, score_tag, version_of, versions_of
 from vitscale.retention import best, complete, read_state, scores_of
 from vitscale.rundir import RunDir, replace_text
 from vitscale.serving import write_flavour
 from vitscale.sums import SUMS, read_sums, sha256, write_sums
-from vitscale.tracking import connect, experiment_id, is_known, without_secrets
+from vitscale.tracking import connect, experiment_id, is_known, mlflow_errors, reason, without_secrets
 
 TAKEN = re.compile(r"(weights|ema)(-.*)?\.safetensors(\.index\.json)?|model\.json|state\.json")  # of a checkpoint
 
@@ -67,14 +67,12 @@ def _content(checkpoint: Path, name: str, licence: str | None, folder: Path) -> 
 
 def _logged_model(client: Any, name: str, uri: str, run_id: str | None, digest: str) -> str:
     """The logged model of this run with this content, complete or not; a new one where there is none."""
-    experiment = (
-        client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, TrackingConfig().experiment, uri)
-    )
-    for model in client.search_logged_models([experiment], filter_string=f"tags.`{DIGEST}` = '{digest}'"):
+    home = client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, TrackingConfig().experiment, uri)
+    for model in client.search_logged_models([home], filter_string=f"tags.`{DIGEST}` = '{digest}'"):
         if (model.source_run_id or None) == run_id:
             return model.model_id
     allowed = re.sub("[.%]", "-", name)  # MLflow takes less here than for registered models
-    return client.create_logged_model(experiment, allowed, source_run_id=run_id, tags={DIGEST: digest}).model_id
+    return client.create_logged_model(home, allowed, source_run_id=run_id, tags={DIGEST: digest}).model_id
 
 
 def _send(files: Artifacts, content: dict[Path, str]) -> None:
@@ -151,4 +149,4 @@ def _keep_house(config: PublishConfig, uri: str, version: Version) -> None:
             if DIGEST in model.tags and str(model.status) == "PENDING":
                 discard(client, model.model_id)
     except Exception as error:  # who may publish need not be allowed to delete
-        say(f"warning: MLflow at {without_secrets(uri)}: {without_secrets(str(error))}; old versions of {version.name} stay")
+        say(f"warning: MLflow at {without_secrets(uri)}: {reason(error)}; old versions of {version.name} stay")

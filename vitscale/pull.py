@@ -13,9 +13,9 @@ from pathlib import Path
 from vitscale import fault
 from vitscale.artifacts import Artifacts
 from vitscale.errors import ModelError
-from vitscale.registry import Version, mlflow_errors, resolve
+from vitscale.registry import Version, resolve
 from vitscale.sums import SUMS, read_sums, sha256, verify
-from vitscale.tracking import connect
+from vitscale.tracking import connect, mlflow_errors
 
 NAME = re.compile(r"\w[\w.-]*")  # of a file that may be written: no path, nothing hidden
 NO_ROOM = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\]")

@@ -7,6 +7,7 @@ hexadecimal and octal; a key given twice is an error. Every value remembers the 
 import difflib
 import re
 from collections.abc import Sequence
+from functools import reduce
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,20 +41,17 @@ def load_as(kind: type[Config], path: str | Path, overrides: Sequence[str] = ())
     values = _read(file, origins, ())
     if "about" not in kind.model_fields:
         values.pop("about", None)
-    for override in overrides:
-        values = _merge(values, _parse_override(override, origins))
+    values = reduce(_merge, (_parse_override(override, origins) for override in overrides), values)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error, kind, file, origins, values)) from None
+        problems = (_explain(dict(problem), kind, file, origins, values) for problem in error.errors())
+        raise RecipeError("; ".join(problems)) from None
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict:
     """`a.b=value` of several words as one mapping."""
-    values: dict = {}
-    for override in overrides:
-        values = _merge(values, _parse_override(override, {}))
-    return values
+    return reduce(_merge, (_parse_override(override, {}) for override in overrides), {})
 
 
 def find(path: str | Path) -> Path:
@@ -76,6 +74,17 @@ def recipes_dir() -> Path:
 def dump(cfg: RunConfig) -> str:
     """The resolved recipe as YAML; `load` reads back the same config."""
     return yaml.dump(cfg.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; what is not set is left out."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[prefix + key] = value
+    return flat
 
 
 class _Dumper(yaml.SafeDumper):
@@ -195,17 +204,14 @@ def _scalar(text: str) -> Any:
     return SPECIAL.get(text.lower(), text)
 
 
-def _explain(error: ValidationError, kind: type[BaseModel], file: Path, origins: Origins, values: dict) -> str:
-    return "; ".join(_explain_one(dict(problem), kind, file, origins, values) for problem in error.errors())
-
-
-def _explain_one(problem: dict, kind: type[BaseModel], file: Path, origins: Origins, values: dict) -> str:
+def _explain(problem: dict, kind: type[BaseModel], file: Path, origins: Origins, values: dict) -> str:
     """Where, found, allowed, for one problem that pydantic found."""
     location = [str(part) for part in problem["loc"]]
     if location[:3] == ["data", "train", "0"] and "data.train.0" not in {".".join(key.split(".")[:3]) for key in origins}:
         del location[2]  # a single source stands there without a list
     dotted = ".".join(location)
-    where = next((origins[key] for key in _prefixes(dotted) if key in origins), str(file))
+    sections = (".".join(location[:length]) for length in range(len(location), 0, -1))
+    where = next((origins[key] for key in sections if key in origins), str(file))
     if problem["type"] == "extra_forbidden":
         known = _fields_at(kind, location[:-1], values)
         close = difflib.get_close_matches(location[-1], known, 1)
@@ -216,11 +222,6 @@ def _explain_one(problem: dict, kind: type[BaseModel], file: Path, origins: Orig
     message = problem["msg"].removeprefix("Value error, ")
     found = "" if isinstance(problem["input"], dict | BaseModel) else f" (found {problem['input']!r})"
     return f"{where}: {dotted + ': ' if dotted else ''}{message}{found}"
-
-
-def _prefixes(dotted: str) -> list[str]:
-    parts = dotted.split(".")
-    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
 def _fields_at(kind: type[BaseModel], location: list[str], values: dict) -> list[str]:

@@ -2,14 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from vitscale.artifacts import Artifacts
-from vitscale.errors import TrackingError, UserError
+from vitscale.errors import TrackingError
 from vitscale.progress import say
-from vitscale.tracking import connect, without_secrets
+from vitscale.tracking import connect, mlflow_errors, without_secrets
 
 SCHEMES = ("models:/", "runs:/")
 FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID"
@@ -31,22 +29,6 @@ class Version(NamedTuple):
         return f"models:/{self.name}/{self.number}" if self.number else f"models:/{self.model_id}"
 
 
-@contextmanager
-def mlflow_errors(uri: str) -> Iterator[None]:
-    """MLflow's exceptions come with the scheme (REST, SQL, files): make them one of ours."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        said = without_secrets(" ".join(str(error).split()))
-        refused = re.search(r"error code 40[13]|40[13] Client Error", said)
-        hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ask for the permission" if refused else ""
-        raise TrackingError(
-            f"MLflow at {without_secrets(uri)}: {said}; nothing is changed or lost, {hint or 'try again when that is mended'}"
-        ) from error
-
-
 def resolve(source: str, uri: str) -> Version:
     """The version that `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/m-ID` or `runs:/RUN_ID` (its newest) means."""
     client = connect(uri, create=False)
@@ -55,10 +37,8 @@ def resolve(source: str, uri: str) -> Version:
     except Exception as error:  # MLflow's exceptions come with the scheme: REST, SQL, files
         with mlflow_errors(uri):  # a server that does not answer is not a model that is not there
             known = _known_models(client)
-        why = f"not found in the MLflow registry at {uri} ({' '.join(str(error).split())})"
-        raise TrackingError(
-            f"{source}: {without_secrets(why)}; {known}; set MLFLOW_TRACKING_URI if the model lies elsewhere"
-        ) from error
+        said = without_secrets(f"{source}: not found in the MLflow registry at {uri} ({' '.join(str(error).split())})")
+        raise TrackingError(f"{said}; {known}; set MLFLOW_TRACKING_URI if the model lies elsewhere") from error
 
 
 def _lookup(client: Any, source: str) -> Version:

@@ -88,9 +88,9 @@ class RunDir:
         """Nobody owns it now; where it does not exist, it can be made."""
         if os.access(self.path, os.F_OK):
             self._open().close()
-        elif not (
-            (parent := next(p for p in self.path.parents if os.access(p, os.F_OK))).is_dir() and os.access(parent, os.W_OK)
-        ):
+            return
+        parent = next(path for path in self.path.parents if os.access(path, os.F_OK))
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
             raise RecipeError(f"{self.path}: cannot be made, {parent} is no folder to write to; choose another with runs=...")
 
     def _open(self) -> IO[str]:
@@ -131,7 +131,8 @@ class RunDir:
         if not self.recipe.exists():
             return
         before, now = (_science(config) for config in (recipe.load(self.recipe), cfg))
-        if changed := _differences(before, now):
+        differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed := [f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing]:
             raise RecipeError(
                 f"{self.path}: was started with another recipe: {'; '.join(changed)}. To continue that run give it its own "
                 f"{self.recipe}; for a new one choose another name=... or remove the directory"
@@ -179,35 +180,15 @@ def _name(owner: dict[str, Any]) -> str:
     return f"process {owner['pid']} on {owner['host']} since {since} (last seen {seen})"
 
 
-def _science(cfg: RunConfig) -> dict:
+def _science(cfg: RunConfig) -> dict[str, Any]:
     """What decides the result. Where shards lie does not (checkpoints hold the digest of what is in them), nor limits."""
-    values = cfg.model_dump(include=set(SCIENCE), by_alias=True)
-    for source in _sources(values["data"]):
-        source.pop("manifest", None)
-        source.pop("samples", None)
-    values["train"].pop("max_bad_steps")
+    train = {"max_bad_steps"}
     if cfg.optim.schedule.name in ENDLESS:  # vitscale/preflight.py looks whether the cool-down allows it
-        values["train"].pop("total")
-    for limit in ("max_fraction", "max_run"):
-        values["data"]["bad_samples"].pop(limit)
-    return values
-
-
-def _sources(data: dict) -> list[dict]:
-    train = data["train"] if isinstance(data["train"], list) else [data["train"]]
-    return [*train, data["val"] or {}]
-
-
-def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:
-    """`train.global_batch was 64, is 128` for every leaf that differs."""
-    changed = []
-    for key in {**before, **now}:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changed += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            changed.append(f"{prefix}{key} was {old}, is {new}")
-    return changed
+        train.add("total")
+    other: dict[str, Any] = {"train": train, "data": {"train": True, "val": True, "bad_samples": {"max_fraction", "max_run"}}}
+    values = recipe.flatten(cfg.model_dump(include=set(SCIENCE), exclude=other, by_alias=True))
+    data = {"data.train (weights)": [source.weight for source in cfg.data.train], "data.val (given)": cfg.data.val is not None}
+    return {**values, **data}
 
 
 def append(path: Path, content: bytes) -> bytes:

@@ -40,25 +40,18 @@ _load_pyfunc = Classifier  # MLflow looks for this name
 
 def open_image(value: bytes | str) -> Image.Image:
     """An image from its bytes, their base64 (also as a data: URL), a URL or a path."""
-    try:
-        image = Image.open(io.BytesIO(_bytes_of(value)))
-        image.load()
-    except ModelError:
-        raise
-    except Exception as error:  # for broken bytes Pillow also raises SyntaxError, DecompressionBombError, ...
-        raise ModelError(f"image {value[:60]!r}: not a readable image ({error})") from None
-    return image
+    from vitscale.pretrained import open_image as read
+
+    return read(io.BytesIO(_bytes_of(value)), f"image {value[:60]!r}")
 
 
 def _bytes_of(value: bytes | str) -> bytes:
     if isinstance(value, bytes):
         return value
-    if value.startswith("data:"):
-        return base64.b64decode(value.partition(",")[2])
     if "://" in value[:10] or (len(value) < MAX_PATH and Path(value).is_file()):
         return storage.read_all(value)
     try:
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode(value.rpartition(",")[2] if value.startswith("data:") else value, validate=True)
     except binascii.Error:
         raise ModelError(f"image {value[:60]!r}: no such file, and not base64; give bytes in base64, a URL or a path") from None
 

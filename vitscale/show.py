@@ -5,18 +5,19 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from data_pipeline import storage
-from data_pipeline.config import SourceConfig
 from data_pipeline.manifest import read_manifest
 from vitscale.config import RunConfig, grad_accum, micro_batch
 from vitscale.duration import Duration
 from vitscale.model.config import ModelConfig, ViTConfig
 from vitscale.model.flops import forward_macs, train_flops
-from vitscale.preflight import IMAGE_BYTES, window_bytes
+from vitscale.preflight import window_bytes
 
 
 def derived(cfg: RunConfig, ranks: int) -> dict[str, Any]:
     """Derived numbers by name; what needs the number of training images is None while that is unknown."""
-    samples = num_samples(cfg)
+    there = [read_manifest(source.manifest) if storage.exists(source.manifest) else None for source in cfg.data.train]
+    counts = [source.samples or (m.num_samples if m else 0) for source, m in zip(cfg.data.train, there, strict=True)]
+    samples = sum(counts) if all(counts) else None
 
     def steps(duration: Duration | None) -> int | None:
         known = duration is not None and (samples is not None or duration.steps is not None)
@@ -34,32 +35,12 @@ def derived(cfg: RunConfig, ranks: int) -> dict[str, Any]:
         "micro batch": micro_batch(cfg, ranks),
         "grad accum": grad_accum(cfg, ranks),
         "lanes": cfg.lanes,
-        "shuffle window per process (MiB)": round(window_bytes(cfg, ranks, image_bytes(cfg)) / 2**20, 1),
+        "shuffle window per process (MiB)": round(window_bytes(cfg, ranks, there) / 2**20, 1),
         **({"tokens": cfg.model.num_tokens} if isinstance(cfg.model, ViTConfig) else {}),
         "forward GMACs per image": round(forward_macs(cfg.model) / 1e9, 3),
         "training GFLOPs per image": round(train_flops(cfg.model) / 1e9, 3),
         "training exaFLOPs": round(total * cfg.train.global_batch * train_flops(cfg.model) / 1e18, 6) if total else None,
     }
-
-
-def num_samples(cfg: RunConfig) -> int | None:
-    """Training images, as the recipe states or else the manifest, if it is there."""
-    counts = [_samples(source) for source in cfg.data.train]
-    return sum(count for count in counts if count) if all(counts) else None
-
-
-def _samples(source: SourceConfig) -> int | None:
-    if source.samples or not storage.exists(source.manifest):
-        return source.samples
-    return read_manifest(source.manifest).num_samples
-
-
-def image_bytes(cfg: RunConfig) -> float:
-    """Mean size of an encoded training image, or an ImageNet JPEG's where the shards are not there."""
-    if not all(storage.exists(source.manifest) for source in cfg.data.train):
-        return IMAGE_BYTES
-    manifests = [read_manifest(source.manifest) for source in cfg.data.train]
-    return sum(float(manifest.bytes.sum()) for manifest in manifests) / sum(manifest.num_samples for manifest in manifests)
 
 
 class Layer(NamedTuple):

@@ -91,9 +91,8 @@ def count(logits_BK: torch.Tensor, labels_B: torch.Tensor, weight_B: torch.Tenso
     """float64 sums over a batch: (first guess right, one of five right, loss, images), each slot times its weight."""
     right_B5 = best(logits_BK) == labels_B[:, None]
     targets_BK = torch.nn.functional.one_hot(labels_B, logits_BK.shape[1]).float()
-    columns = torch.stack(
-        [right_B5[:, 0].float(), right_B5.any(dim=1).float(), softmax(logits_BK, targets_BK), torch.ones_like(weight_B)]
-    )
+    first_B, five_B = right_B5[:, 0].float(), right_B5.any(dim=1).float()
+    columns = torch.stack([first_B, five_B, softmax(logits_BK, targets_BK), torch.ones_like(weight_B)])
     return (columns * weight_B).double().sum(dim=1)
 
 

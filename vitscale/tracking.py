@@ -5,20 +5,22 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlparse
 
 from vitscale.config import TrackingConfig
-from vitscale.errors import TrackingError
+from vitscale.errors import TrackingError, UserError
 
 PAGE = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page for training, not for language models
 FILES = "mlartifacts"  # beside a SQLite store
-REASONS = {  # MLflow's error code -> what to do
-    "UNAUTHENTICATED": "the server wants a user name and password, or not these; set MLFLOW_TRACKING_USERNAME and "
-    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
-    "PERMISSION_DENIED": "the server does not let this user do that; ask its owner for EDIT permission, or name an experiment "
-    "of your own with tracking.experiment=...",
+REASONS = {  # what MLflow's error says -> what to do
+    "UNAUTHENTICATED|error code 401|401 Client Error": "the server wants a user name and password, or not these; set "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    "PERMISSION_DENIED|error code 403|403 Client Error": "the server does not let this user do that; ask its owner for EDIT "
+    "permission, or name an experiment of your own with tracking.experiment=...",
 }
 
 
@@ -45,9 +47,7 @@ def connect(uri: str, create: bool = True) -> Any:
     """
     store = sqlite_path(uri)
     if store and not store.exists() and not create:
-        raise TrackingError(
-            f"no MLflow store at {without_secrets(uri)}; set MLFLOW_TRACKING_URI, or run where the `runs` folder is"
-        )
+        raise TrackingError(f"no MLflow store at {without_secrets(uri)}; set MLFLOW_TRACKING_URI, or run where `runs` is")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -119,13 +119,27 @@ def is_known(client: Any, run_id: str) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong and what to do, in one line without passwords; MLflow's exceptions come with the scheme."""
+    """What went wrong and what to do, in one line without passwords."""
     text = without_secrets(" ".join(str(error).split()))
-    caused = re.search(r"""Caused by \w+\(["'](?:\w+\(.*?\): )?(.*?)["']\)\)""", text)
-    no_answer = (
-        f"no answer ({caused[1]}); start or mend the server, or correct tracking.uri or MLFLOW_TRACKING_URI" if caused else ""
-    )
-    return REASONS.get(getattr(error, "error_code", "")) or no_answer or text[:500]
+    coded = f"{getattr(error, 'error_code', '')} {text}"
+    if known := [advice for pattern, advice in REASONS.items() if re.search(pattern, coded)]:
+        return known[0]
+    if caused := re.search(r"""Caused by \w+\(["'](?:\w+\(.*?\): )?(.*?)["']\)\)""", text):
+        return f"no answer ({caused[1]}); start or mend the server, or correct tracking.uri or MLFLOW_TRACKING_URI"
+    return text[:500]
+
+
+@contextmanager
+def mlflow_errors(uri: str) -> Iterator[None]:
+    """MLflow's exceptions come with the scheme (REST, SQL, files): make them one of ours."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow at {without_secrets(uri)}: {reason(error)}; nothing is changed or lost, try again when that is mended"
+        ) from error
 
 
 def without_secrets(text: str) -> str:

@@ -24,24 +24,20 @@ from data_pipeline.loader import Layout, Loader, eval_loader, train_loader
 from data_pipeline.manifest import read_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
-from vitscale import failure, preflight, provenance, recipe
+from vitscale import checkpoint, failure, history, preflight, provenance, publish, recipe
 from vitscale.cadence import Cadence
-from vitscale.checkpoint import restore
 from vitscale.config import HardwareConfig, RunConfig, grad_accum, micro_batch
 from vitscale.courier import Tracker
 from vitscale.engine import Engine, import_deepspeed
 from vitscale.errors import FINAL, USER_ERRORS, TrackingError
 from vitscale.health import Watch
-from vitscale.history import last_metrics
 from vitscale.loop import fit
 from vitscale.model.build import Model, build
 from vitscale.modelinfo import ModelInfo, read_model_info
 from vitscale.progress import say
-from vitscale.publish import publish_due
 from vitscale.rundir import RunDir, replace_text
 from vitscale.state import TrainState
-from vitscale.weights import sharded
-from vitscale.weights.transfer import summarise, table, transfer
+from vitscale.weights import sharded, transfer
 from vitscale.world import World, end_process, is_consequence
 
 
@@ -92,7 +88,7 @@ def train(cfg: RunConfig, run: RunDir, tracker: Tracker, world: World) -> tuple[
     shards, val = open_shards(cfg.data.train, cfg.hardware), build_val_loader(cfg, world)
     cadence = Cadence.of(cfg, len(shards))
     engine = build_engine(build_model(cfg, run, world), cfg, world)
-    state = restore(run, engine, shards.digest)
+    state = checkpoint.restore(run, engine, shards.digest)
     world.phases.take_up(state)
     note_start(cfg, run, state, tracker, world)
     announce(cfg, run, state, cadence, engine)
@@ -128,10 +124,10 @@ def build_model(cfg: RunConfig, run: RunDir, world: World) -> Model:
     """The model as initialised, on top of it the pretrained weights where the recipe names some."""
     model = build(cfg.model)
     if cfg.init:
-        fates = transfer(model, sharded.read(run.init), read_model_info(run.init).model, cfg.init.pos_embed)
+        fates = transfer.transfer(model, sharded.read(run.init), read_model_info(run.init).model, cfg.init.pos_embed)
         if world.is_main:
-            replace_text(run.transfer, table(fates) + "\n")
-        say(f"{cfg.name}: from {cfg.init.source}: {summarise(fates)}; every tensor in {run.transfer}", world.is_main)
+            replace_text(run.transfer, transfer.table(fates) + "\n")
+        say(f"{cfg.name}: from {cfg.init.source}: {transfer.summarise(fates)}; every tensor in {run.transfer}", world.is_main)
     return model
 
 
@@ -187,7 +183,7 @@ def announce(cfg: RunConfig, run: RunDir, state: TrainState, cadence: Cadence, e
 
 def finish(cfg: RunConfig, run: RunDir, tracker: Tracker, state: TrainState, finished: bool, reason: str) -> None:
     """Close the history, publish where the recipe asks for it, and write down how it ended. Rank 0 only."""
-    metrics = last_metrics(run.metrics)
+    metrics = history.last_metrics(run.metrics)
     if not finished:  # first of all: whoever asked for the stop may not wait long
         run.write_status("stopped", step=state.step, reason=reason, metrics=metrics)
         say(f"{cfg.name}: stopped at step {state.step:,} ({reason})")
@@ -208,11 +204,9 @@ def publish_last(cfg: RunConfig, run: RunDir, uri: str) -> str:
     try:
         if not run.mlflow_run_id.exists():
             raise TrackingError(f"MLflow at {uri} did not answer")
-        publish_due(run, cfg, uri, run.mlflow_run_id.read_text(), finished=True)
+        publish.publish_due(run, cfg, uri, run.mlflow_run_id.read_text(), finished=True)
     except TrackingError as error:
-        raise TrackingError(
-            f"publish: {error}; the training is complete and nothing is lost, start it again to publish"
-        ) from error
+        raise TrackingError(f"publish: {error}; training is complete, nothing is lost; start it again to publish") from error
     return f"models:/{cfg.publish.name}@{cfg.publish.alias}"
 
 

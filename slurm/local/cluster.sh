@@ -49,10 +49,12 @@ EOF
   done
 }
 
+unname() { sed "/ node$1 # slurm.local\$/d" /etc/hosts >"$DIR/hosts" && cat "$DIR/hosts" >/etc/hosts; }
+
 wire() { # a host: its names, its cable
   local n=$1
-  sed "/ node$n\$/d" /etc/hosts >"$DIR/hosts" && cat "$DIR/hosts" >/etc/hosts
-  echo "$NET.$((10 + n)) node$n" >>/etc/hosts
+  unname "$n"
+  echo "$NET.$((10 + n)) node$n # slurm/local" >>/etc/hosts
   ip netns add "$TAG$n"
   ip link add "$TAG$n" type veth peer name e0 netns "$TAG$n"
   ip link set "$TAG$n" master "$TAG" up
@@ -101,6 +103,7 @@ down() {
   for n in $(nodes); do
     ip netns pids "$TAG$n" 2>/dev/null | xargs --no-run-if-empty kill -9 2>/dev/null || true
     ip netns delete "$TAG$n" 2>/dev/null || true
+    unname "$n"
   done
   ip link delete "$TAG" 2>/dev/null || true
 }

@@ -14,9 +14,10 @@ from mlflow import MlflowClient
 
 from vitscale import recipe
 from vitscale.courier import sync
-from vitscale.delivery import Delivery, flatten, left
+from vitscale.delivery import Delivery, left
 from vitscale.errors import RecipeError, TrackingError
 from vitscale.history import History, append, read_log
+from vitscale.recipe import flatten
 from vitscale.rundir import RunDir, replace_text
 from vitscale.tracking import connect, reason, sqlite_path, sqlite_uri, tracking_uri, without_secrets
 
@@ -278,7 +279,7 @@ def test_the_recipes_server_comes_before_the_environments(config, tmp_path, monk
 
 
 def test_flatten_names_leaves_by_their_path():
-    assert flatten({"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None, "f": False}) == [("a.b", 1), ("a.c.d", [1, 2]), ("f", False)]
+    assert flatten({"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None, "f": False}) == {"a.b": 1, "a.c.d": [1, 2], "f": False}
 
 
 def test_urls_lose_what_is_secret():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from vitscale.config import HardwareConfig
 from vitscale.meter import Meter, measure_flops, peak_flops, peak_memory_gib
 from vitscale.phases import GOODPUT, Phases, process_age_s
 from vitscale.state import TrainState
@@ -150,17 +151,18 @@ def test_the_age_of_this_process_moves_with_the_clock():
 
 
 @pytest.mark.parametrize(
-    ("name", "stated", "devices", "peak"),
+    ("name", "precision", "stated", "devices", "peak"),
     [
-        ("NVIDIA H200", None, 8, 8 * 989e12),
-        ("NVIDIA A100-SXM4-80GB", None, 1, 312e12),
-        ("NVIDIA H200", 500.0, 2, 1000e12),
-        ("", 0.5, 2, 1e12),
-        ("some other device", None, 4, None),
+        ("NVIDIA H200", "bf16", None, 8, 8 * 989e12),
+        ("NVIDIA A100-SXM4-80GB", "bf16", None, 1, 312e12),
+        ("NVIDIA A100-SXM4-80GB", "fp32", None, 2, 39e12),
+        ("NVIDIA H200", "bf16", 500.0, 2, 1000e12),
+        ("", "bf16", 0.5, 2, 1e12),
+        ("some other device", "bf16", None, 4, None),
     ],
 )
-def test_the_peak_is_stated_or_known_or_unknown(name, stated, devices, peak):
-    assert peak_flops(name, stated, devices) == peak
+def test_the_peak_is_stated_or_known_or_unknown(name, precision, stated, devices, peak):
+    assert peak_flops(name, HardwareConfig(precision=precision, peak_tflops=stated), devices) == peak
 
 
 def test_the_measured_peak_is_of_the_size_of_what_numpy_reaches():

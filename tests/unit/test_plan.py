@@ -101,10 +101,16 @@ def test_the_command_prints_and_tells_as_json(vitscale_here, write_recipe):
     assert found["GPU-hours"] == pytest.approx(found["days"] * 24 * 16)
 
 
-def test_without_a_gpu_there_is_memory_and_no_time(vitscale_here, write_recipe):
+def test_a_cluster_of_unknown_gpus_is_refused(vitscale_here, write_recipe):
     write_recipe()
     done = vitscale_here("plan", "recipe.yaml", "--cluster", "clusters/cpu.yaml")
-    assert "no recommendation: the cluster file names no gpu" in done.stdout
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the cluster file names no gpu; add `gpu: h200`" in done.stderr
+
+
+def test_without_the_data_the_steps_are_unknown(vitscale_here, write_recipe):
+    write_recipe()
+    done = vitscale_here("plan", "recipe.yaml", "--cluster", "clusters/h100-ethernet.yaml", "train.global_batch=64")
     assert "unknown steps (state data.train.samples)" in done.stdout and "GPU-hours" not in done.stdout
 
 

@@ -183,7 +183,10 @@ def started(config, *overrides):
         ("seed=1", "seed was 0, is 1"),
         ("data.augment.flip=false", "data.augment.flip was True, is False"),
         ("data.bad_samples.policy=replace", "data.bad_samples.policy was fail, is replace"),
-        ("data.train=[{manifest: a, weight: 1.0}, {manifest: b, weight: 2.0}]", "data.train was {'weight': None}, is [{"),
+        (
+            "data.train=[{manifest: a, weight: 1.0}, {manifest: b, weight: 2.0}]",
+            "data.train (weights) was [None], is [1.0, 2.0]",
+        ),
         ("init.from=models:/b@c", "init.from was models:/a@b, is models:/b@c"),
         ("train.total.epochs=3", "train.total.epochs was 2"),
     ],

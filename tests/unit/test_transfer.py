@@ -171,13 +171,10 @@ def test_another_architecture_is_an_error_with_both_values(source, target, said)
         transfer(model, {}, source)
 
 
-def test_the_summary_counts_and_names():
+def test_the_summary_counts():
     *_, fates = transferred(vit(representation_size=6), vit(image_size=24))
-    assert summarise(fates) == (
-        "29 kept, 1 resized (pos_embed.table 3x3 -> 6x6), 2 new (head.weight [5, 24], head.bias [5]), "
-        "4 dropped (head.bias [5], head.weight [5, 6], pre_logits.fc.bias [6], pre_logits.fc.weight [6, 24])"
-    )
-    assert summarise(transferred(vit(), vit())[2]).startswith("30 kept, 2 new (")
+    assert summarise(fates) == "29 kept, 1 resized, 2 new, 4 dropped"
+    assert summarise(transferred(vit(), vit())[2]) == "30 kept, 2 new, 2 dropped"
 
 
 def test_the_table_has_a_line_for_every_fate():

@@ -91,10 +91,8 @@ def position_similarity(model: ViT, grid: Grid) -> torch.Tensor:
 def attention_distance(loaded: Pretrained, views_1CHW: list[torch.Tensor]) -> Figure:
     """Figure 7, right."""
     model, used = as_vit(loaded, views_1CHW)
-    by_image = [
-        [mean_distance(a, used.grid, used.stride)[0].numpy() for a in attention_maps(model, view)] for view in views_1CHW
-    ]
-    pixels_Lh = np.mean(by_image, axis=0)
+    pixels = [[mean_distance(a, used.grid, used.stride)[0].numpy() for a in attention_maps(model, view)] for view in views_1CHW]
+    pixels_Lh = np.mean(pixels, axis=0)
     images = f"mean over {len(views_1CHW)} images that are {used.image_size} pixels wide"
     figure, (ax,) = panels("Mean attention distance", f"Dot: one of {used.num_heads} heads, {images}.", 5, 3.8)
     ax.plot(np.arange(1, used.depth + 1), pixels_Lh, "o", color=COLOURS[0], alpha=0.6, markeredgewidth=0)

@@ -19,7 +19,7 @@ from vitscale.sums import write_sums
 from vitscale.weights import files
 from vitscale.weights.beside import huggingface_files, read_beside, timm_files
 from vitscale.weights.infer import infer
-from vitscale.weights.layouts import BLOCK, LAYOUTS, Layout
+from vitscale.weights.layouts import LAYOUTS, Layout
 from vitscale.weights.rules import Tensors, pack, unpack
 from vitscale.weights.transfer import check_tensors
 
@@ -62,7 +62,7 @@ def read_model(path: Path, changes: Fields | None = None) -> Imported:
     told = merged(files.read_metadata(file) or (read_beside(file.parent) if file.name in FOLDER_FILES else {}), changes or {})
     weights = _with_class_position(unpack(tensors, layout.rules, str(file)) if layout.rules else tensors)
     known = told.pop("model")
-    if layout.mark.startswith(BLOCK):
+    if layout.mark.endswith("/query/kernel"):  # i h d
         known = {"num_heads": tensors[layout.mark].shape[1], **known}
     fields = infer(weights, {**layout.options, **known}, str(file))
     unseen = (*layout.options, "num_heads", *(("pool",) if layout.format == "timm" and "cls_token" in weights else ()))
@@ -135,9 +135,8 @@ def write_model(folder: Path, info: ModelInfo, weights: Tensors) -> None:
 def export(info: ModelInfo, weights: Tensors, form: Format, out: Path) -> list[Path]:
     """Write a model for others; returns what was written. timm and hf go to a folder, or the weights alone to a file."""
     is_folder = form in ("timm", "hf") and out.suffix not in files.READERS
-    if (not is_folder and (out.suffix == ".npz") != (form == "npz")) or (
-        form == "safetensors" and out.suffix != ".safetensors"
-    ):
+    wrong = out.suffix != ".safetensors" if form == "safetensors" else (out.suffix == ".npz") != (form == "npz")
+    if wrong:
         raise ModelError(f"--out {out}: {form} is written to {'a .npz' if form == 'npz' else 'a .safetensors'} file")
     if out.exists():
         raise ModelError(f"--out {out}: exists; choose another name or remove it")
@@ -162,9 +161,7 @@ def in_layout(config: ModelConfig, weights: Tensors, form: Format) -> Tensors:
     layout, lengths = layout_for(config, form), {}
     if isinstance(config, ViTConfig):
         if config.pos_embed != "none" and config.pos_embed_at != "stem":
-            raise ModelError(
-                f"model.pos_embed_at: {config.pos_embed_at} has no place in the {form} layout; export as safetensors"
-            )
+            raise ModelError(f"model.pos_embed_at: {config.pos_embed_at} has no place in {form} files; export as safetensors")
         weights = with_table(config, weights)
         lengths = {"h": config.num_heads, "p": config.patch_size, "q": config.patch_size}
     return pack(weights, layout.rules, form, **lengths)
@@ -178,9 +175,7 @@ def layout_for(config: ModelConfig, form: Format) -> Layout:
     elif isinstance(config, ViTConfig) and form == "timm" and config.stem_blocks is not None:
         kind = "hybrid" if config.stem_blocks else "root"
     elif form == "hf" and (kind == "bit" or getattr(config, "pool", "") != "token"):
-        raise ModelError(
-            f"{config.name}: Hugging Face's ViT has a class token; for another model export as timm or safetensors"
-        )
+        raise ModelError(f"{config.name}: Hugging Face's ViT has a class token; export other models as timm or safetensors")
     return next(layout for layout in LAYOUTS if layout.format == form and layout.kind == kind)
 
 

@@ -57,9 +57,7 @@ def _vit(tensors: Tensors, known: Fields, where: str) -> Fields:
     fields["image_size"] = fields.pop("side") * fields["patch_size"] * stem_stride(blocks) if "side" in fields else 224
     if "num_heads" not in fields | known:
         if width not in NUM_HEADS:
-            raise ModelError(
-                f"{where}: the number of heads does not show in the tensors; `vitscale import` it with model.num_heads=..."
-            )
+            raise ModelError(f"{where}: the number of heads does not show; `vitscale import` it with model.num_heads=...")
         fields["num_heads"] = NUM_HEADS[width]
     return fields
 
@@ -70,9 +68,7 @@ def _positions(tensors: Tensors, fields: Fields, known: Fields, where: str) -> F
     if not name:
         if "pos_embed" in known:
             return {}
-        raise ModelError(
-            f"{where}: no position embedding; `vitscale import` it with model.pos_embed=none, or =sincos2d for the fixed one"
-        )
+        raise ModelError(f"{where}: no position embedding; `vitscale import` it with model.pos_embed=none, or =sincos2d")
     tables, length, width = tensors[name].shape
     found: Fields = {"pos_embed": POSITIONS[name], "pos_embed_at": "stem" if tables == 1 else "every"}
     cells = length**2 if name == "pos_embed.columns" else length - (fields["pool"] == "token")
@@ -81,9 +77,7 @@ def _positions(tensors: Tensors, fields: Fields, known: Fields, where: str) -> F
         cells = (length + 1) // 2
     side = math.isqrt(cells)
     if side * side != cells:
-        raise ModelError(
-            f"{where}: {cells} positions of patches are no square grid; only weights of square images can be taken"
-        )
+        raise ModelError(f"{where}: {cells} positions of patches are no square grid; only those of square images can be taken")
     return {**found, "side": side}
 
 

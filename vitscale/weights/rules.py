@@ -70,9 +70,7 @@ def pack(tensors: Tensors, rules: list[Rule], layout: str, **lengths: int) -> Te
     for name, tensor in tensors.items():
         rule, numbers = next(((rule, found) for rule in rules if (found := _numbers(name, rule.ours)) is not None), (None, []))
         if rule is None:
-            raise ModelError(
-                f"{name} {list(tensor.shape)} has no place in the {layout} layout; export as safetensors, which holds all"
-            )
+            raise ModelError(f"{name} {list(tensor.shape)} has no place in the {layout} layout; export as safetensors")
         needed = {letter: length for letter, length in lengths.items() if letter in re.findall(r"\w+", rule.axes)}
         for theirs, part in zip(rule.theirs, tensor.chunk(len(rule.theirs)), strict=True):
             theirs = theirs.format(*(number + rule.first for number in numbers))
@@ -97,7 +95,7 @@ def _numbers(name: str, pattern: str) -> list[int] | None:
 
 
 def read_rules(table: str, first: int = 0) -> list[Rule]:
-    """The rules of a table in the form that layouts.py describes."""
+    """The rules of a table in the form that layouts.toml describes."""
     rules = []
     for line in filter(None, table.splitlines()):
         ours, theirs, *axes = re.split(r"\s{2,}", line.strip())

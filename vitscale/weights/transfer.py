@@ -1,5 +1,6 @@
 """Pretrained weights into a new model: what fits is kept, position embeddings are resized, the head is new."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -95,14 +96,9 @@ def _shape(tensor: torch.Tensor | torch.Size) -> str:
 
 
 def summarise(fates: list[Fate]) -> str:
-    """`10 kept, 1 resized (pos_embed.table 4x4 -> 6x6), 2 new (head.weight [10, 64], head.bias [10])`"""
-    parts = []
-    for fate in ("kept", "resized", "new", "dropped"):
-        found = [f for f in fates if f.fate == fate]
-        if found:
-            names = ", ".join(" ".join(filter(None, (f.name, f.detail))) for f in found)
-            parts.append(f"{len(found)} {fate}" + ("" if fate == "kept" else f" ({names})"))
-    return ", ".join(parts)
+    """`29 kept, 1 resized, 2 new`"""
+    counts = Counter(fate.fate for fate in fates)
+    return ", ".join(f"{counts[fate]} {fate}" for fate in ("kept", "resized", "new", "dropped") if counts[fate])
 
 
 def table(fates: list[Fate]) -> str:

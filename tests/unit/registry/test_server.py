@@ -69,7 +69,10 @@ def test_wrong_credentials_are_said_at_once(checkpoint, logged_in, monkeypatch, 
         lambda: resolve("models:/net@best", logged_in),
         lambda: publish(checkpoint(), "net", "best", logged_in, None),
     ):
-        with pytest.raises(TrackingError, match=f"MLflow at {logged_in}: .*401.*, set MLFLOW_TRACKING_USERNAME and"):
+        with pytest.raises(
+            TrackingError,
+            match=f"MLflow at {logged_in}: the server wants a user name .*; set MLFLOW_TRACKING_USERNAME and",
+        ):
             action()
 
 
