@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     DROPOUT = 6
     REPLACE = 7
     DROP_PATH = 8
+    FEWSHOT = 9
 
 
 def words(count: int, seed: int, purpose: Purpose, *counter: int) -> np.ndarray:
