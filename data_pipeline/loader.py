@@ -177,8 +177,11 @@ def usable(block: Loaded, sample: int, num_classes: int) -> tuple[bytes, int]:
     return image, label
 
 
-def eval_loader(shards: Shards, config: Preprocessing, size: int, batch: int, num_classes: int, layout: Layout) -> Loader:
-    """Every sample exactly once over all ranks, in order; all ranks take equally many equal batches, padded with weight 0.
+def eval_loader(
+    shards: Shards, config: Preprocessing, size: int, batch: int, num_classes: int, layout: Layout, first: int | None = None
+) -> Loader:
+    """Every sample, or the `first`, exactly once over all ranks, in order; all ranks take equally many equal batches, padded
+    with weight 0.
 
     A bad sample is an error here, whatever the policy: an accuracy on fewer images is another accuracy.
     """
@@ -193,9 +196,9 @@ def eval_loader(shards: Shards, config: Preprocessing, size: int, batch: int, nu
 
     def plans() -> Generator[Plan]:
         with reading(PREFETCH_STEPS) as pool:
-            global_batch = batch * layout.ranks
-            for start in range(layout.rank * batch, -(-len(shards) // global_batch) * global_batch, global_batch):
-                samples = np.arange(start, max(start, min(start + batch, len(shards))), dtype=np.int64)
+            global_batch, count = batch * layout.ranks, min(len(shards), first or len(shards))
+            for start in range(layout.rank * batch, -(-count // global_batch) * global_batch, global_batch):
+                samples = np.arange(start, max(start, min(start + batch, count)), dtype=np.int64)
                 blocks = [pool.submit(shards.load, samples)] * len(samples) if len(samples) else []
                 unmixed, uncut = np.ones(batch, np.float32), np.zeros((batch, 4), np.int32)
                 weight = (np.arange(batch) < len(samples)).astype(np.float32)

@@ -104,6 +104,11 @@ class Manifest:
         in_threads(fill, range(len(ends)))
         return columns
 
+    @property
+    def num_labels(self) -> int:
+        """One more than the highest."""
+        return int(self.label_max.max()) + 1
+
     def check(self) -> None:
         """Shards and indexes are there, with the size and the number of samples stated here. Of remote ones, some.
 

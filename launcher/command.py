@@ -7,10 +7,9 @@ from pathlib import Path
 CONFIG_FILE = Path(__file__).parent / "accelerate" / "base.yaml"
 
 
-def local_command(recipe: str, overrides: Sequence[str], num_processes: int, port: int) -> list[str]:
-    """All processes on this machine; port 0 = any free one."""
-    rendezvous = ["--main_process_port", str(port)]
-    return _command(1, num_processes, rendezvous, recipe, overrides)
+def local_command(module: str, words: Sequence[str], num_processes: int, port: int) -> list[str]:
+    """`python -m MODULE WORDS...` in all processes on this machine; port 0 = any free one."""
+    return _command(1, num_processes, ["--main_process_port", str(port)], module, words)
 
 
 def node_command(
@@ -28,15 +27,15 @@ def node_command(
         *("--deepspeed_multinode_launcher", "standard", "--machine_rank", str(node), "--rdzv_backend", "c10d"),
         *("--main_process_ip", main_ip, "--main_process_port", str(port), "--log_dir", log_dir, "--tee", "3"),
     ]
-    return _command(num_nodes, num_processes, rendezvous, recipe, overrides)
+    return _command(num_nodes, num_processes, rendezvous, "vitscale.train", [recipe, *overrides])
 
 
-def _command(num_nodes: int, num_processes: int, rendezvous: Sequence[str], recipe: str, overrides: Sequence[str]) -> list[str]:
+def _command(num_nodes: int, num_processes: int, rendezvous: Sequence[str], module: str, words: Sequence[str]) -> list[str]:
     """`accelerate launch` with everything said that a user's default config might say otherwise."""
     return [
         *(sys.executable, "-m", "launcher.launch", "--config_file", str(CONFIG_FILE), "--use_deepspeed"),
         *("--num_machines", str(num_nodes), "--num_processes", str(num_processes), *rendezvous),
-        *("-m", "vitscale.train", recipe, *overrides),
+        *("-m", module, *words),
     ]
 
 

@@ -49,6 +49,8 @@ CLUSTER = shared("--cluster", required=True, help=CLUSTER_HELP)
 MODEL = shared("model", help=MODEL_HELP)
 IMAGE_SIZE = shared("--image-size", type=count, help="another size of images, in pixels (default: the model's)")
 MLFLOW = shared("--tracking-uri", type=store, default="", help="MLflow (default: MLFLOW_TRACKING_URI, else runs/mlflow.db)")
+BATCH = shared("--batch", type=count, default=64, help="images at a time in each process (default: 64)")
+PROCS = shared("--procs", type=count, help="processes (default: one per GPU, else 1)")
 WORKERS = shared("--workers", type=count, help="processes (default: one per CPU)")
 JSON = shared("--json", action="store_true", help="as JSON")
 

@@ -116,8 +116,9 @@ def train(path: str, overrides: list[str], procs: int | None = None, port: int =
         return 0
     run_dir.write_status("starting")
     print(f"{cfg.name}: starting {procs} {'process' if procs == 1 else 'processes'}", flush=True)
+    words = [str(recipe.find(path)), *overrides]
     environment = command.local_environment(procs, cfg.hardware.device, len(os.sched_getaffinity(0)))
-    exit_status = local.run(command.local_command(str(recipe.find(path)), overrides, procs, port), environment)
+    exit_status = local.run(command.local_command("vitscale.train", words, procs, port), environment)
     if stopsignal.received and run_dir.status["state"] == "starting":  # before any process could take note
         run_dir.write_status("stopped")
     # After a signal accelerate reports failure, however well the processes stopped; the run's own word counts.

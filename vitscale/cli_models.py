@@ -2,10 +2,17 @@
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vitscale.arguments import IMAGE_SIZE, MLFLOW, MODEL, MODEL_HELP, URI_HELP, Commands, add, count
+from vitscale.arguments import BATCH, IMAGE_SIZE, MLFLOW, MODEL, MODEL_HELP, PROCS, URI_HELP, Commands, add, count
+
+if TYPE_CHECKING:
+    from vitscale.pretrained import Pretrained
+    from vitscale.world import World
 
 RUNS_HELP = "run directories, runs:/RUN_ID or experiments:/NAME: their curves, and accuracy against pre-training compute"
 
@@ -18,10 +25,17 @@ def add_model_commands(commands: Commands) -> None:
         MODEL,
         IMAGE_SIZE,
         MLFLOW,
+        BATCH,
+        PROCS,
     )
     evaluate.add_argument("--data", required=True, help="manifest of the shards")
-    evaluate.add_argument("--batch", type=count, default=64, help="images at a time (default: 64)")
     evaluate.add_argument("--out", type=Path, help="folder for accuracy by class, confusions and some predictions")
+
+    example = "vitscale fewshot models:/digits-vit@champion --train data/pets/train.json --test data/pets/val.json"
+    fewshot = add(commands, run_fewshot, example, MODEL, IMAGE_SIZE, MLFLOW, BATCH, PROCS)
+    fewshot.add_argument("--train", required=True, help="manifest of the labelled images that may be learned from")
+    fewshot.add_argument("--test", required=True, help="manifest of those that are to be told")
+    fewshot.add_argument("--max-train", type=count, default=65_000, help="of these, only its first so many (default: 65,000)")
 
     example = "vitscale predict models:/digits-vit@champion seven.png"
     predict = add(commands, run_predict, example, MODEL, IMAGE_SIZE, MLFLOW)
@@ -61,18 +75,57 @@ def add_model_commands(commands: Commands) -> None:
     export.add_argument("--out", type=Path, required=True, help="file, for timm and hf a folder or a file of weights alone")
 
 
-def run_eval(args: argparse.Namespace) -> None:
+def run_eval(args: argparse.Namespace) -> int:
     """Accuracy of a model on shards."""
-    from vitscale import evaluate, pretrained
 
-    loaded = pretrained.load_pretrained(args.model, args.tracking_uri, args.image_size)
-    tally = evaluate.evaluate_alone(loaded, args.data, args.batch)
-    if args.out:
-        from vitscale.figures import due  # matplotlib takes its time
+    def evaluate(loaded: "Pretrained", world: "World") -> None:
+        from vitscale.evaluate import evaluate_on
 
-        tally.write(args.out, loaded.classes)
-        due.draw_confusions(args.out)
-    print(json.dumps(tally.metrics))
+        tally = evaluate_on(args.data, loaded, args.batch, world)
+        if world.stopping or not world.is_main:
+            return
+        if args.out:
+            from vitscale.figures import due  # matplotlib takes its time
+
+            tally.write(args.out, loaded.classes)
+            due.draw_confusions(args.out)
+        print(json.dumps(tally.metrics))
+
+    return on_ranks(evaluate, args)
+
+
+def run_fewshot(args: argparse.Namespace) -> int:
+    """Accuracy of closed-form classifiers on a model's features, with 1, 5, 10 and 25 images per class; of neighbours."""
+
+    def measure(loaded: "Pretrained", world: "World") -> None:
+        from vitscale import fewshot
+        from vitscale.evaluate import features_of
+
+        known, unknown = features_of(loaded, [(args.train, args.max_train), (args.test, None)], args.batch, world)
+        if world.is_main and not world.stopping:
+            print(json.dumps(fewshot.accuracies(known, unknown)))
+
+    return on_ranks(measure, args)
+
+
+def on_ranks(work: Callable[["Pretrained", "World"], None], args: argparse.Namespace) -> int:
+    """Start `--procs` processes of this command, or be one of them and do the work; 130 = asked to stop."""
+    from launcher import command, local
+    from vitscale.config import HardwareConfig
+    from vitscale.orphan import die_with_parent
+
+    procs = args.procs or local.default_processes(HardwareConfig())
+    if "RANK" in os.environ:
+        die_with_parent()
+    elif procs > 1:
+        environment = command.local_environment(procs, "auto", len(os.sched_getaffinity(0)))
+        return local.run(command.local_command("vitscale.cli", sys.argv[1:], procs, 0), environment)
+    from vitscale.pretrained import load_pretrained
+    from vitscale.world import World
+
+    with World(HardwareConfig(), seed=0) as world:
+        work(load_pretrained(args.model, args.tracking_uri, args.image_size), world)
+        return 130 if world.stopping else 0
 
 
 def run_predict(args: argparse.Namespace) -> None:

@@ -81,13 +81,27 @@ class TrainConfig(Section):
     """the run stops when so many of the last 1,000 steps had a loss or gradient that was not finite"""
 
 
+class FewshotConfig(Section):
+    """Labelled images, a few of which train a classifier on the model's features."""
+
+    train: str
+    """manifest of those that it may learn from"""
+    test: str
+    """manifest of those that it is tested on"""
+    max_train: int = Field(65_000, ge=1)
+    """images of `train` that are looked at, its first; as many as big_vision takes of ImageNet"""
+
+
 class EvalConfig(Section):
-    """Evaluation on data.val."""
+    """Evaluation on data.val, and on other data by few-shot."""
 
     every: Duration | None = None
     """how often during training; always at the end"""
     batch: int = Field(64, ge=1)
     """images per rank at a time"""
+    fewshot: dict[str, FewshotConfig] = Field(default_factory=dict)
+    """by name: accuracy of closed-form classifiers on frozen features, with 1, 5, 10 and 25 images per class, and of the
+    nearest neighbours"""
 
 
 class CheckpointConfig(Section):

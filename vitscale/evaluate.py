@@ -1,16 +1,15 @@
 """Accuracy on held-out images, exact for any number of ranks: every image counts once, padding never."""
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from data_pipeline.config import DataConfig
-from data_pipeline.loader import Batch, Layout, eval_loader
-from data_pipeline.manifest import read_manifest
+from data_pipeline.config import Preprocessing
+from data_pipeline.loader import Batch, Layout, Loader, eval_loader
+from data_pipeline.manifest import Manifest, read_manifest
 from data_pipeline.mixing import normalise
 from data_pipeline.stream import Shards
-from vitscale.modelinfo import ModelInfo
+from vitscale import fewshot
 from vitscale.pretrained import Pretrained
 from vitscale.tally import Tally
 from vitscale.world import World
@@ -18,35 +17,50 @@ from vitscale.world import World
 Model = Callable[[torch.Tensor], torch.Tensor]
 
 
+@torch.no_grad()
 def evaluate(
-    model: Model, batches: Iterable[Batch], config: DataConfig, num_classes: int, dtype: torch.dtype, world: World
+    model: Model, batches: Iterable[Batch], config: Preprocessing, num_classes: int, dtype: torch.dtype, world: World
 ) -> Tally:
     """What is counted over all ranks' batches. Call on every rank.
 
     `model` maps images_BCHW to logits_BK and must be in evaluation mode. Worthless when all ranks agree to stop on the way.
     """
     tally = Tally(num_classes, world.device)
-    count_all(tally, model, world.until_stop(batches), config, dtype)
+    for batch in world.until_stop(batches):
+        batch = batch.to(world.device)
+        tally.add(batch, model(normalise(batch.images_BHWC, config.mean, config.std).to(dtype)).float())
     if not world.stopping:
         tally.sum_over_ranks(world)
     return tally
 
 
-@torch.no_grad()
-def count_all(tally: Tally, model: Model, batches: Iterable[Batch], config: DataConfig | ModelInfo, dtype: torch.dtype) -> None:
-    for batch in batches:
-        batch = batch.to(tally.sums.device)
-        tally.add(batch, model(normalise(batch.images_BHWC, config.mean, config.std).to(dtype)).float())
-
-
-def evaluate_alone(pretrained: Pretrained, manifest: str, batch: int) -> Tally:
-    """The same of a loaded model in this process, on the shards of a manifest."""
+def evaluate_on(manifest: str, pretrained: Pretrained, batch: int, world: World) -> Tally:
+    """The same of a loaded model on the shards of a manifest. Call on every rank."""
     info, listed = pretrained.info, read_manifest(manifest)
     listed.check()
     listed.check_labels(info.model.num_classes)
     listed.check_classes(info.classes, "the model")
-    layout = Layout(rank=0, ranks=1, threads=len(os.sched_getaffinity(0)))
-    batches = eval_loader(Shards(listed), info, info.model.image_size, batch, info.model.num_classes, layout)
-    tally = Tally(info.model.num_classes, torch.device("cpu"))
-    count_all(tally, pretrained.model, batches, info, torch.float32)
-    return tally
+    batches = _batches(listed, pretrained, batch, info.model.num_classes, world)
+    return evaluate(pretrained.model.to(world.device), batches, info, info.model.num_classes, torch.float32, world)
+
+
+def features_of(
+    pretrained: Pretrained, sets: Sequence[tuple[str, int | None]], batch: int, world: World
+) -> list[fewshot.Features]:
+    """What a loaded model's head would see of the images of manifests, of each the first so many. Call on every rank."""
+    manifests = [read_manifest(manifest) for manifest, _ in sets]
+    model, found = pretrained.model.to(world.device), []
+    for listed, (_, first) in zip(manifests, sets, strict=True):
+        listed.check()
+        listed.check_classes(manifests[0].classes, manifests[0].name)
+        batches = _batches(listed, pretrained, batch, listed.num_labels, world, first)
+        head = model.get_submodule("head")
+        found.append(fewshot.extract(model, head, batches, pretrained.info, torch.float32, world))
+    return found
+
+
+def _batches(
+    listed: Manifest, pretrained: Pretrained, batch: int, num_classes: int, world: World, first: int | None = None
+) -> Loader:
+    layout, info = Layout(world.rank, world.size, world.cores, world.device.type == "cuda"), pretrained.info
+    return eval_loader(Shards(listed), info, info.model.image_size, batch, num_classes, layout, first)

@@ -29,7 +29,7 @@ CHUNK = 1024  # images whose neighbours are looked for at once
 class Features(NamedTuple):
     """What the head would see of N images."""
 
-    features_ND: torch.Tensor  # float64, on the CPU
+    features_ND: torch.Tensor  # on the CPU
     labels_N: torch.Tensor
 
 
@@ -46,10 +46,10 @@ def extract(
         for batch in world.until_stop(batches):
             on_device = batch.to(world.device)
             model(normalise(on_device.images_BHWC, config.mean, config.std).to(dtype))
-            features.append(seen.pop().double().cpu())
+            features.append(seen.pop().float().cpu())
             labels.append(batch.labels_B)
             weights.append(batch.weight_B)
-    parts = [everywhere(torch.cat(tensors), world) for tensors in (features, labels, weights)] if features else []
+    parts = [everywhere(torch.stack(tensors), world) for tensors in (features, labels, weights)] if features else []
     features_ND, labels_N, weight_N = parts or (torch.zeros(0, 1), torch.zeros(0), torch.zeros(0))
     return Features(features_ND[weight_N > 0], labels_N[weight_N > 0])
 
@@ -65,11 +65,11 @@ def inputs_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
-def everywhere(part: torch.Tensor, world: World) -> torch.Tensor:
-    """The equal parts of all ranks, one after another."""
-    parts = [torch.empty_like(part) for _ in range(world.size)]
-    dist.all_gather(parts, part.contiguous())
-    return torch.cat(parts)
+def everywhere(part_SB: torch.Tensor, world: World) -> torch.Tensor:
+    """All ranks' parts, S batches of B images each, in the order of the images, which does not depend on the layout."""
+    parts = [torch.empty_like(part_SB) for _ in range(world.size)]
+    dist.all_gather(parts, part_SB)
+    return torch.stack(parts, dim=1).flatten(0, 2)
 
 
 def accuracies(train: Features, test: Features) -> dict[str, float]:
@@ -94,7 +94,7 @@ def draw(train: Features, shots: int, seed: int) -> Features:
     labels_N = train.labels_N[ordered]
     place_N = torch.arange(len(labels_N)) - torch.searchsorted(labels_N, labels_N)  # among those of its class
     chosen = ordered[place_N < shots]
-    return Features(train.features_ND[chosen], train.labels_N[chosen])
+    return Features(train.features_ND[chosen].double(), train.labels_N[chosen])
 
 
 def ridge(train: Features, test_MD: torch.Tensor, num_classes: int) -> torch.Tensor:  # -> guesses_M
@@ -106,7 +106,7 @@ def ridge(train: Features, test_MD: torch.Tensor, num_classes: int) -> torch.Ten
 
     x_NE, y_NK = whitened(train.features_ND), 2.0 * nn.functional.one_hot(train.labels_N, num_classes).double() - 1.0
     weights_EK = torch.linalg.solve(x_NE.T @ x_NE + RIDGE * torch.eye(x_NE.shape[1], dtype=x_NE.dtype), x_NE.T @ y_NK)
-    return (whitened(test_MD) @ weights_EK).argmax(dim=1)
+    return (whitened(test_MD.double()) @ weights_EK).argmax(dim=1)
 
 
 def nearest(train: Features, test_MD: torch.Tensor, num_classes: int) -> torch.Tensor:  # -> guesses_M

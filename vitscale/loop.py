@@ -12,13 +12,11 @@ from data_pipeline.mixing import prepare
 from data_pipeline.noise import splitmix64, uniform_noise
 from data_pipeline.order import Slots, fingerprint
 from data_pipeline.stream import Shards
-from vitscale import fault
 from vitscale.badsteps import BadStep, BadSteps
 from vitscale.cadence import Cadence
 from vitscale.config import RunConfig
 from vitscale.courier import Tracker
 from vitscale.engine import Engine
-from vitscale.evaluate import evaluate
 from vitscale.ledger import Ledger
 from vitscale.loss import LOSSES, smooth
 from vitscale.machine import Machine
@@ -30,6 +28,7 @@ from vitscale.rundir import RunDir
 from vitscale.saving import Saver
 from vitscale.state import TrainState
 from vitscale.tally import Tally
+from vitscale.validation import Validation
 from vitscale.world import Reduction, World
 
 
@@ -39,7 +38,7 @@ def fit(
     engine: Engine,
     batches: Iterable[Batch],
     shards: Shards,
-    val: Iterable[Batch] | None,
+    validation: Validation,
     state: TrainState,
     run: RunDir,
     tracker: Tracker,
@@ -50,7 +49,7 @@ def fit(
     ledger = Ledger(run.ledger, cfg.data.bad_samples, world, state.step)
     bad_steps = BadSteps(run.bad_steps, cfg.train.max_bad_steps, shards, world)
     saver, saved = Saver(run, engine, cfg.checkpoint, cadence.keep), state.step
-    evaluate_owed(engine, val, cfg, state, tracker, run)
+    evaluate_owed(engine, validation, state, tracker, run)
     with TrainProgress(cfg.name, state.step, cadence.total, world.is_main) as progress, saver:
         for batch in meter.waiting(world.until_stop(batches)):
             losses.add(train_step(engine, batch, cfg, state, cadence))
@@ -67,8 +66,8 @@ def fit(
                 samples, load = gather(state, machine, world)
                 tracker.log(state.step, "train", {**report(world, losses, state, meter, cfg, cadence), **load}, samples)
             if eval_now:
-                state.owes_eval = val is not None
-                evaluate_owed(engine, val, cfg, state, tracker, run)
+                state.owes_eval = not validation.is_empty
+                evaluate_owed(engine, validation, state, tracker, run)
             if save_now:
                 save(saver, world, state, tracker, last)
                 saved = state.step
@@ -178,36 +177,18 @@ def gather(state: TrainState, machine: Machine, world: World) -> tuple[str, dict
     return f"{sum(fingerprints) % 2**64:016x}", dict(ChainMap(*loads))
 
 
-def evaluate_owed(
-    engine: Engine, val: Iterable[Batch] | None, cfg: RunConfig, state: TrainState, tracker: Tracker, run: RunDir
-) -> None:
+def evaluate_owed(engine: Engine, validation: Validation, state: TrainState, tracker: Tracker, run: RunDir) -> None:
     """Evaluate where that is due; cut short by a stop it stays due, for the next start. Call on every rank."""
-    if not state.owes_eval or val is None:
+    if not state.owes_eval or validation.is_empty:
         return
     with engine.world.phases.during("eval"):
-        tallies = validate(engine, val, cfg)
+        verdict = validation.judge(engine)
         if engine.world.stopping:
             return
-        state.scores[state.name], state.owes_eval = scores(tallies), False
+        state.scores[state.name], state.owes_eval = verdict.scores, False
         if engine.world.is_main:
-            write_tallies(tallies, run, state.step)
+            write_tallies(verdict.tallies, run, state.step)
     tracker.log(state.step, "eval", state.scores[state.name])
-
-
-def validate(engine: Engine, val: Iterable[Batch], cfg: RunConfig) -> dict[str, Tally]:
-    """`eval`, and of the averaged weights where there are some `eval_ema`, on the held-out images. Call on every rank."""
-    fault.at("eval.begin")
-    tallies = {}
-    for prefix, averaged in (("eval", False), ("eval_ema", True))[: 1 if cfg.optim.ema_decay is None else 2]:
-        with engine.evaluating(averaged):
-            tallies[prefix] = evaluate(engine, val, cfg.data, cfg.model.num_classes, engine.dtype, engine.world)
-    fault.at("eval.end")
-    return tallies
-
-
-def scores(tallies: dict[str, Tally]) -> dict[str, float]:
-    """`eval/top1` and so on."""
-    return {f"{prefix}/{name}": value for prefix, tally in tallies.items() for name, value in tally.metrics.items()}
 
 
 def write_tallies(tallies: dict[str, Tally], run: RunDir, step: int) -> None:

@@ -37,6 +37,12 @@ def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> Origin | No
     share_lanes(cfg.data.source_weights or [manifest.num_samples for manifest in train], cfg.lanes)
     if cfg.data.val:
         check_source(cfg.data.val, "data.val", cfg).check_classes(train[0].classes, "data.train")
+    for few in cfg.eval.fewshot.values():
+        known, unknown = read_manifest(few.train), read_manifest(few.test)
+        unknown.check_classes(known.classes, known.name)
+        for manifest in (known, unknown):
+            manifest.check()
+            manifest.check_labels(len(manifest.classes) or manifest.num_labels)
     if cfg.init is None:
         return None
     return fetch_init(cfg.init, cfg.model, run.init, tracking_uri(cfg.tracking, cfg.runs))

@@ -37,6 +37,7 @@ from vitscale.modelinfo import ModelInfo, read_model_info
 from vitscale.progress import say
 from vitscale.rundir import RunDir, replace_text
 from vitscale.state import TrainState
+from vitscale.validation import Validation
 from vitscale.weights import sharded, transfer
 from vitscale.world import World, end_process, is_consequence
 
@@ -85,7 +86,7 @@ def stop_at_once(run: RunDir, world: World) -> None:
 
 def train(cfg: RunConfig, run: RunDir, tracker: Tracker, world: World) -> tuple[TrainState, bool]:
     """From the last checkpoint to the end, or to a stop: where it then stands, and whether all is done."""
-    shards, val = open_shards(cfg.data.train, cfg.hardware), build_val_loader(cfg, world)
+    shards, validation = open_shards(cfg.data.train, cfg.hardware), build_validation(cfg, world)
     cadence = Cadence.of(cfg, len(shards))
     engine = build_engine(build_model(cfg, run, world), cfg, world)
     state = checkpoint.restore(run, engine, shards.digest)
@@ -93,7 +94,7 @@ def train(cfg: RunConfig, run: RunDir, tracker: Tracker, world: World) -> tuple[
     note_start(cfg, run, state, tracker, world)
     announce(cfg, run, state, cadence, engine)
     batches = build_train_loader(shards, cfg, state.step, cadence.total, world)
-    return state, fit(cfg, cadence, engine, batches, shards, val, state, run, tracker)
+    return state, fit(cfg, cadence, engine, batches, shards, validation, state, run, tracker)
 
 
 def note_start(cfg: RunConfig, run: RunDir, state: TrainState, tracker: Tracker, world: World) -> None:
@@ -150,12 +151,20 @@ def build_train_loader(train: Shards, cfg: RunConfig, start: int, stop: int, wor
     return train_loader(train, order, cfg.data, model.image_size, model.num_classes, cfg.seed, numbers, layout(cfg, world))
 
 
-def build_val_loader(cfg: RunConfig, world: World) -> Loader | None:
-    """This rank's share of the held-out images."""
-    if cfg.data.val is None:
-        return None
-    shards, model = open_shards([cfg.data.val], cfg.hardware), cfg.model
-    return eval_loader(shards, cfg.data, model.image_size, cfg.eval.batch, model.num_classes, layout(cfg, world))
+def build_validation(cfg: RunConfig, world: World) -> Validation:
+    """This rank's share of all held-out images."""
+
+    def loader(source: SourceConfig, num_classes: int | None, first: int | None = None) -> Loader:
+        shards, size = open_shards([source], cfg.hardware), cfg.model.image_size
+        classes = num_classes or shards.manifests[0].num_labels
+        return eval_loader(shards, cfg.data, size, cfg.eval.batch, classes, layout(cfg, world), first)
+
+    val = loader(cfg.data.val, cfg.model.num_classes) if cfg.data.val else None
+    sets = {
+        name: (loader(SourceConfig(manifest=few.train), None, few.max_train), loader(SourceConfig(manifest=few.test), None))
+        for name, few in cfg.eval.fewshot.items()
+    }
+    return Validation(cfg, val, sets)
 
 
 def layout(cfg: RunConfig, world: World) -> Layout:

@@ -13,8 +13,8 @@ from worker import Training
 from vitscale import recipe
 from vitscale.courier import Tracker
 from vitscale.health import Watch
-from vitscale.loop import evaluate_owed, scores, validate
-from vitscale.train import build_val_loader
+from vitscale.loop import evaluate_owed
+from vitscale.train import build_validation
 from vitscale.world import World
 
 
@@ -36,20 +36,20 @@ def waiting(world: World) -> list[int]:
 
 def evaluating(training: Training, world: World) -> dict:
     """The last rank is asked to stop within an evaluation; the next start makes up for it."""
-    state, engine, val = training.state, training.engine, build_val_loader(training.cfg, world)
-    whole = scores(validate(engine, val, training.cfg))
+    state, engine, validation = training.state, training.engine, build_validation(training.cfg, world)
+    whole = validation.judge(engine).scores
     tracker = Tracker(training.cfg, training.run, active=False)
 
     def cut() -> Iterator:
-        for number, batch in enumerate(val):
+        for number, batch in enumerate(validation.val):
             world.stop_requested = number == 1 and last_rank(world)
             yield batch
 
     state.owes_eval = True
-    evaluate_owed(engine, cut(), training.cfg, state, tracker, training.run)
+    evaluate_owed(engine, validation._replace(val=cut()), state, tracker, training.run)
     dropped = state.owes_eval and world.stopping and not state.scores and not training.run.artifacts.exists()
     world.stopping = world.stop_requested = False
-    evaluate_owed(engine, val, training.cfg, state, tracker, training.run)
+    evaluate_owed(engine, validation, state, tracker, training.run)
     written = sorted(path.name for path in (training.run.artifacts / "eval").rglob("*.*"))
     made_up = state.scores == {state.name: whole} and not state.owes_eval
     return {"dropped": world.gather(dropped), "made_up": made_up, "written": written}

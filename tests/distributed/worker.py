@@ -18,14 +18,14 @@ from vitscale.cadence import Cadence
 from vitscale.checkpoint import restore
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
-from vitscale.loop import Losses, scores, train_step, validate
+from vitscale.loop import Losses, train_step
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS
 from vitscale.retention import complete
 from vitscale.saving import Saver
 from vitscale.state import TrainState
-from vitscale.train import build_engine, build_train_loader, build_val_loader, open_run, open_shards
+from vitscale.train import build_engine, build_train_loader, build_validation, open_run, open_shards
 from vitscale.world import OtherRankFailedError, World, end_process
 
 SAVE_AT, STOP_AT = 3, 7
@@ -109,15 +109,15 @@ def elastic(cfg: RunConfig, world: World) -> dict:
     path = training.save()
     weights = torch.cat([tensor.flatten() for _, tensor in sorted(load_file(path / WEIGHTS).items())])
     state = json.loads((path / "state.json").read_text())
-    tallies = validate(training.engine, build_val_loader(cfg, world), cfg)
+    verdict = build_validation(cfg, world).judge(training.engine)
     training.close()
     return {
         "start": start,
         "losses": losses,
         "weights": weights.tolist(),
         "fingerprint": state["fingerprint"],
-        "eval": scores(tallies),
-        "guesses": world.gather(tallies["eval"].guesses_KC.tolist()),
+        "eval": verdict.scores,
+        "guesses": world.gather(verdict.tallies["eval"].guesses_KC.tolist()),
         "checkpoints": [p.name for p in complete(training.run.checkpoints)],
     }
 

@@ -35,11 +35,13 @@ NEW_PIDS = ("--user", "--map-root-user", "--pid", "--fork", "--mount-proc")  # a
 
 def understood(overrides, num_processes=3, port=0):
     """The command as accelerate itself parses it."""
-    return launch_command_parser().parse_args(local_command("my recipe.yaml", overrides, num_processes, port)[3:])
+    return launch_command_parser().parse_args(
+        local_command("vitscale.train", ["my recipe.yaml", *overrides], num_processes, port)[3:]
+    )
 
 
 def test_the_command_is_a_list_of_strings():
-    command = local_command("r.yaml", HOSTILE, 2, 0)
+    command = local_command("vitscale.train", ["r.yaml", *HOSTILE], 2, 0)
     assert command[:3] == [sys.executable, "-m", "launcher.launch"]
     assert all(type(word) is str for word in command)
 
