@@ -128,7 +128,8 @@ def build_model(cfg: RunConfig, run: RunDir, world: World) -> Model:
     """The model as initialised, on top of it the pretrained weights where the recipe names some."""
     model = build(cfg.model)
     if cfg.init:
-        fates = transfer(model, sharded.read(run.init), read_model_info(run.init).model, cfg.init.pos_embed)
+        pretrained = read_model_info(run.init).model
+        fates = transfer(model, sharded.read(run.init), pretrained, cfg.init.pos_embed, cfg.init.head)
         if world.is_main:
             replace_text(run.transfer, table(fates) + "\n")
         say(f"{cfg.name}: from {cfg.init.source}: {summarise(fates)}; every tensor in {run.transfer}", world.is_main)
