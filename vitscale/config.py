@@ -22,6 +22,8 @@ class InitConfig(Section):
     pos_embed: Literal["linear", "bicubic", "reinit"] = "linear"
     """the position embedding at another resolution: resized as the official code does, or antialiased bicubic as DeiT and timm,
     or new and random (to see what resizing buys)"""
+    head: Literal["new", "keep"] = "new"
+    """new, as the ViT paper fine-tunes, or the pretrained one, for the same classes at another resolution (DeiT III)"""
 
 
 class ScheduleConfig(Section):

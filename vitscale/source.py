@@ -43,7 +43,7 @@ def fetch_init(init: InitConfig, model: ModelConfig, folder: Path, uri: str) -> 
     origin = Origin(**json.loads(note.read_text())) if note.is_file() and not verify(folder) else None  # complete
     if origin is None or origin.source != init.source:
         origin = _fetch(init.source, folder, uri)
-    if differences := read_model_info(folder).model.architecture_differences(model):
+    if differences := read_model_info(folder).model.architecture_differences(model, with_head=init.head == "keep"):
         raise ModelError(
             f"init.from: {init.source} has another architecture than the recipe's model: {'; '.join(differences)} "
             f"(here = {init.source}, there = the recipe); use the pretrained model's values or pretrain one that fits"

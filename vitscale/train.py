@@ -125,7 +125,8 @@ def build_model(cfg: RunConfig, run: RunDir, world: World) -> Model:
     """The model as initialised, on top of it the pretrained weights where the recipe names some."""
     model = build(cfg.model)
     if cfg.init:
-        fates = transfer.transfer(model, sharded.read(run.init), read_model_info(run.init).model, cfg.init.pos_embed)
+        pretrained = read_model_info(run.init).model
+        fates = transfer.transfer(model, sharded.read(run.init), pretrained, cfg.init.pos_embed, cfg.init.head)
         if world.is_main:
             replace_text(run.transfer, transfer.table(fates) + "\n")
         say(f"{cfg.name}: from {cfg.init.source}: {transfer.summarise(fates)}; every tensor in {run.transfer}", world.is_main)

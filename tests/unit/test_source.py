@@ -34,8 +34,9 @@ def checkpoint(config, tmp_path):
     return make
 
 
-def fetch(source, folder):
-    return fetch_init(InitConfig.model_validate({"from": str(source)}), ViTConfig(**SIZES), folder, "sqlite:///never-asked.db")
+def fetch(source, folder, head="new"):
+    init = InitConfig.model_validate({"from": str(source), "head": head})
+    return fetch_init(init, ViTConfig(**SIZES), folder, "sqlite:///never-asked.db")
 
 
 def test_a_checkpoint_is_copied_whole_and_its_origin_noted(checkpoint, tmp_path):
@@ -89,6 +90,12 @@ def test_another_architecture_is_refused_with_both_values(checkpoint, tmp_path):
 
 def test_other_classes_and_resolution_are_welcome(checkpoint, tmp_path):
     fetch(checkpoint(num_classes=7, image_size=16, representation_size=5), tmp_path / "init")
+
+
+def test_other_classes_are_not_where_the_head_is_kept(checkpoint, tmp_path):
+    fetch(checkpoint(image_size=16), tmp_path / "init", head="keep")
+    with pytest.raises(ModelError, match=r"num_classes: 7 here, 3 there"):
+        fetch(checkpoint("other", num_classes=7), tmp_path / "init", head="keep")
 
 
 def test_a_directory_that_does_not_exist(tmp_path):

@@ -66,6 +66,20 @@ def test_the_head_is_new_and_zero_also_for_the_same_classes():
     assert (model["head.bias"] == -10).all()
 
 
+def test_the_head_is_kept_where_the_recipe_says_so():
+    options = {"representation_size": 6}
+    model, given, fates = transferred(vit(**options), vit(**options, image_size=24), head="keep")
+    assert named(fates, "new") == named(fates, "dropped") == []
+    assert torch.equal(model["head.weight"], given["head.weight"])
+    assert torch.equal(model["pre_logits.fc.bias"], given["pre_logits.fc.bias"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_classes", 7), ("representation_size", 24)])
+def test_a_kept_head_must_fit(key, value):
+    with pytest.raises(ModelError, match=f"{key}: {value} here, .* there"):
+        transferred(vit(**{key: value}), vit(), head="keep")
+
+
 def test_pre_logits_are_dropped():
     model, _, fates = transferred(vit(representation_size=6), vit())
     assert set(named(fates, "dropped")) == {"pre_logits.fc.weight", "pre_logits.fc.bias", "head.weight", "head.bias"}

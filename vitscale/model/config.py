@@ -16,6 +16,7 @@ class ModelConfig(Section):
 
     # Two models of a kind with equal values here hold tensors of equal shapes, position embedding and head apart.
     ARCHITECTURE: ClassVar[tuple[str, ...]] = ()
+    HEAD: ClassVar[tuple[str, ...]] = ("num_classes",)
 
     name: str = "custom"
     """a model of the papers (vit-b16, vit-l16, r50-b16, bit-r152x4, ...) that fills in its numbers, or `custom`"""
@@ -44,12 +45,13 @@ class ModelConfig(Section):
         is_bit = not {"blocks", "width_factor"}.isdisjoint(values) or str(values.get("name")) in BIT
         return BiTConfig if is_bit else ViTConfig
 
-    def architecture_differences(self, other: "ModelConfig") -> list[str]:
+    def architecture_differences(self, other: "ModelConfig", with_head: bool = False) -> list[str]:
         """`width: 768 here, 1024 there` for everything that keeps the one's weights from fitting the other."""
         if type(self) is not type(other):
             kinds = (f"{type(model).__name__.removesuffix('Config')} {model.name}" for model in (self, other))
             return ["kind: {} here, {} there".format(*kinds)]
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.ARCHITECTURE)
+        names = self.ARCHITECTURE + (self.HEAD if with_head else ())
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{name}: {mine} here, {theirs} there" for name, mine, theirs in pairs if mine != theirs]
 
 
@@ -79,6 +81,7 @@ class ViTConfig(ModelConfig):
         *("patch_size", "width", "depth", "num_heads", "mlp_dim", "stem_blocks", "pool", "pos_embed", "pos_embed_at"),
         *("uses_layer_scale", "gelu", "norm_eps", "resnet_eps"),
     )
+    HEAD = ("num_classes", "representation_size")
 
     patch_size: Count
     """side of a patch: in pixels, in a hybrid in cells of the ResNet's output"""

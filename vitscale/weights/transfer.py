@@ -36,16 +36,24 @@ def transfer(
     weights: dict[str, torch.Tensor],
     source: ModelConfig,
     pos_embed: Literal["linear", "bicubic", "reinit"] = "linear",
+    head: Literal["new", "keep"] = "new",
 ) -> list[Fate]:
-    """Fill `model` from the weights of a model with config `source`; its head stays as initialised (ViT paper, section 3.2).
+    """Fill `model` from the weights of a model with config `source`; a new head stays as initialised (ViT paper, section 3.2).
 
-    Raises ModelError when anything but head, pre-logits and resolution differs, or when the weights are not those of `source`.
+    Raises ModelError when anything but a new head, its pre-logits and the resolution differs, or when the weights are not those
+    of `source`.
     """
-    if differences := source.architecture_differences(model.config):
+    if differences := source.architecture_differences(model.config, with_head=head == "keep"):
         raise ModelError(f"the pretrained model does not fit: {'; '.join(differences)} (here = pretrained, there = recipe)")
     check_tensors(weights, source, "the pretrained weights")
-    fates = [_move(name, target, weights, source, model.config, pos_embed) for name, target in model.named_parameters()]
-    dropped = [name for name in sorted(weights) if name.startswith(HEAD)]
+    new = HEAD if head == "new" else ()
+    fates = [
+        Fate(name, "new", _shape(target))
+        if name.startswith(new)
+        else _move(name, target, weights, source, model.config, pos_embed)
+        for name, target in model.named_parameters()
+    ]
+    dropped = [name for name in sorted(weights) if name.startswith(new)]
     return fates + [Fate(name, "dropped", _shape(weights[name])) for name in dropped]
 
 
@@ -68,9 +76,7 @@ def check_tensors(weights: dict[str, torch.Tensor], config: ModelConfig, where: 
 def _move(
     name: str, target: torch.Tensor, weights: dict[str, torch.Tensor], source: ModelConfig, new: ModelConfig, method: str
 ) -> Fate:
-    """One tensor of the new model: from where it comes."""
-    if name.startswith(HEAD):
-        return Fate(name, "new", _shape(target))
+    """One tensor of the new model that the pretrained one has, too: from where it comes."""
     if name.startswith(POSITIONS):
         assert isinstance(source, ViTConfig) and isinstance(new, ViTConfig)
         if method == "reinit":
