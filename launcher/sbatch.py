@@ -1,7 +1,7 @@
 """The sbatch script of a run: slurm/train.sbatch with the settings of a cluster in it. Pure, config -> text."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.cluster import Cluster
@@ -18,8 +18,7 @@ def render(cluster: Cluster, name: str, run_dir: Path, words: Sequence[str]) -> 
     head, rest = template.split(BEGIN)
     _, body = rest.split(END)
     shebang, strict = head.splitlines()[0], head.splitlines()[-2]
-    asked = sbatch_options(cluster, name, run_dir)
-    options = [f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}" for key, value in asked.items()]
+    options = sbatch_lines(sbatch_options(cluster, name, run_dir))
     marked = [BEGIN.strip(), *settings(cluster, run_dir, words), END.strip()]
     return "\n".join([shebang, *options, FOREIGN, strict, "", *marked]) + "\n" + body
 
@@ -41,6 +40,10 @@ def sbatch_options(cluster: Cluster, name: str, run_dir: Path) -> dict[str, str]
         "output": f"{run_dir}/job-%j.log",
         **cluster.options,
     }
+
+
+def sbatch_lines(options: Mapping[str, str]) -> list[str]:
+    return [f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}" for key, value in options.items()]
 
 
 def settings(cluster: Cluster, run_dir: Path, words: Sequence[str]) -> list[str]:

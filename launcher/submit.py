@@ -1,6 +1,5 @@
 """A run into the queue of Slurm."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 from launcher import cluster as clusters
 from launcher.cluster import Cluster
 from launcher.command import node_command
-from launcher.sbatch import render
+from launcher.sbatch import quoted, render, sbatch_lines, sbatch_options
 from vitscale import recipe
 from vitscale.config import RunConfig
 from vitscale.errors import LaunchError, RecipeError
@@ -47,20 +46,32 @@ def submit(cfg: RunConfig, text: str, run_dir: Path) -> str:
 
     The job trains that copy: what happens to the recipe's own file afterwards changes no job that waits.
     """
-    if not shutil.which("sbatch"):
-        raise LaunchError("sbatch: not found, so this is no machine to submit from; log in to one, or look at --dry-run")
+    return queue(write(cfg, text, run_dir))
+
+
+def submit_array(cluster: Cluster, name: str, folder: Path, scripts: Sequence[Path]) -> str:
+    """Queue the scripts of several runs as one array of jobs; returns its number. Each lives until its run is finished."""
+    options = sbatch_options(cluster, name, folder) | {"array": f"0-{len(scripts) - 1}", "output": f"{folder}/job-%A-%a.log"}
+    lines = ["#!/usr/bin/env bash", *sbatch_lines(options), f"SCRIPTS=({quoted(list(map(str, scripts)))})"]
+    path = folder / "sweep.sbatch"
+    path.write_text("\n".join([*lines, 'exec bash "${SCRIPTS[SLURM_ARRAY_TASK_ID]}"', ""]))
+    return queue(path)
+
+
+def write(cfg: RunConfig, text: str, run_dir: Path) -> Path:
+    """Recipe and script in the run directory; returns the script's path."""
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "train.sbatch"
     path.write_text(text)
     (run_dir / SUBMITTED).write_text(recipe.dump(cfg))
-    done = subprocess.run(
-        ["sbatch", "--parsable", str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=SBATCH_WITHIN_S,
-        env=os.environ,
-    )
+    return path
+
+
+def queue(path: Path) -> str:
+    if not shutil.which("sbatch"):
+        raise LaunchError("sbatch: not found, so this is no machine to submit from; log in to one, or look at --dry-run")
+    command = ["sbatch", "--parsable", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SBATCH_WITHIN_S)
     if done.returncode:
         raise LaunchError(
             f"sbatch {path}: {' '.join(done.stderr.split())}; correct the cluster file, or ask who runs the cluster"

@@ -5,10 +5,15 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vitscale.arguments import CLUSTER, CLUSTER_HELP, JSON, OVERRIDES, RECIPE, RECIPE_HELP, Commands, add, count, shared
+from vitscale.arguments import CLUSTER, CLUSTER_HELP, JSON, OVERRIDES, PROCS, RECIPE, RECIPE_HELP, Commands, add, count, shared
 from vitscale.cli_data import add_data_commands
 from vitscale.cli_models import add_model_commands
+
+if TYPE_CHECKING:
+    from launcher.cluster import Cluster
+    from vitscale.config import RunConfig
 
 
 def main() -> None:
@@ -58,13 +63,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_run_commands(commands: Commands) -> None:
     example = "vitscale train recipes/demo/pretrain.yaml --procs 2 train.total.epochs=10"
-    train = add(commands, run_train, example, RECIPE, OVERRIDES)
-    train.add_argument("--procs", type=count, help="processes (default: one per GPU, else 1)")
+    train = add(commands, run_train, example, RECIPE, OVERRIDES, PROCS)
     train.add_argument("--port", type=int, default=0, help="port on which they meet (default: a free one)")
 
     example = "vitscale submit recipes/pretrain/vit-l16-in21k.yaml --cluster recipes/clusters/cpu.yaml"
     submit = add(commands, run_submit, example, RECIPE, OVERRIDES, CLUSTER)
     submit.add_argument("--dry-run", action="store_true", help="print script and launch command, submit nothing")
+
+    example = "vitscale sweep recipes/finetune/vit-l16-in1k-384.yaml 'optim.lr=[0.003,0.01,0.03,0.06]' --procs 8"
+    sweep = add(commands, run_sweep, example, RECIPE, OVERRIDES, PROCS)
+    sweep.add_argument("--cluster", help=f"submit to it; {CLUSTER_HELP}")
+    sweep.add_argument("--metric", default="eval/top1", help="what is compared (default: eval/top1)")
+    sweep.add_argument("--show", action="store_true", help="only the table of what there is")
 
     show = add(commands, run_show, "vitscale show recipes/pretrain/vit-l16-in21k.yaml --procs 64", RECIPE, OVERRIDES, JSON)
     show.add_argument("--procs", type=count, default=1, help="processes to lay it out for (default: 1)")
@@ -130,21 +140,53 @@ def run_submit(args: argparse.Namespace) -> None:
     import shlex
 
     from launcher import cluster, submit
+
+    where = cluster.load(args.cluster)
+    cfg, path, script = to_submit(args.recipe, args.overrides, where)
+    if args.dry_run:
+        print(f"{script}\n# On each node:\n# {shlex.join(submit.launch_line(where, path))}")
+    else:
+        print(f"{cfg.name}: job {submit.submit(cfg, script, path)}; its output: {path}/job-*.log")
+
+
+def to_submit(recipe: str, overrides: list[str], where: "Cluster") -> tuple["RunConfig", Path, str]:
+    """Recipe, run directory and script of a job, if it can work."""
+    from launcher import submit
     from vitscale import plan, preflight
     from vitscale.rundir import RunDir
 
-    where = cluster.load(args.cluster)
-    cfg = submit.resolve(args.recipe, args.overrides, where)
+    cfg = submit.resolve(recipe, overrides, where)
     run_dir = RunDir(cfg)
     preflight.check_launch(cfg, where.world_size, {})
     run_dir.check(cfg)
     if where.gpu:  # it takes torch, and seconds
         plan.check_memory(cfg, where)
-    script = submit.script(cfg, where, run_dir.path)
-    if args.dry_run:
-        print(f"{script}\n# On each node:\n# {shlex.join(submit.launch_line(where, run_dir.path))}")
-    else:
-        print(f"{cfg.name}: job {submit.submit(cfg, script, run_dir.path)}; its output: {run_dir.path}/job-*.log")
+    return cfg, run_dir.path, submit.script(cfg, where, run_dir.path)
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    """A run for each combination of values, here one after another or as an array on a cluster; and which is best."""
+    from launcher import cluster, submit
+    from vitscale.sweep import Sweep
+
+    sweep = Sweep(args.recipe, args.overrides)
+    if not args.show:
+        parent = f"tracking.parent={sweep.begin()}"
+        words = [[*trial.overrides, parent] for trial in sweep.trials]
+        if args.cluster:
+            where = cluster.load(args.cluster)
+            jobs = [to_submit(args.recipe, each, where) for each in words]
+            scripts = [submit.write(cfg, script, path) for cfg, path, script in jobs]
+            print(f"{sweep.name}: array {submit.submit_array(where, sweep.name, sweep.folder, scripts)} of {len(jobs)} runs")
+            return 0
+        for each in words:
+            if status := train(args.recipe, each, args.procs):
+                return status
+    print(*sweep.lines(args.metric), sep="\n")
+    finished = len(sweep.ranking(args.metric)) == len(sweep.trials)
+    if finished:
+        sweep.end(args.metric)
+    return int(not finished)
 
 
 def run_show(args: argparse.Namespace) -> None:

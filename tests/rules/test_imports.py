@@ -21,7 +21,7 @@ DOORS = {
     "yaml": {"vitscale/recipe.py"},
     "matplotlib": {f"vitscale/figures/{name}.py" for name in ("drawing", "model", "runs")},
     "accelerate": {"launcher/launch.py"},
-    "launcher": {f"vitscale/{name}.py" for name in ("cli", "demo", "plan", "doctor")},
+    "launcher": {f"vitscale/{name}.py" for name in ("cli", "cli_models", "demo", "plan", "doctor")},
 }
 FOR_LAUNCHER = {"launcher", "vitscale", "data_pipeline.config"} | {
     f"vitscale.{name}" for name in ("config", "recipe", "errors", "duration", "orphan", "stopsignal", "failure")

@@ -97,11 +97,15 @@ class Slurm:
         recipe.write_text(RECIPE.format(name=name, folder=self.folder, data=self.data, steps=steps) + lines)
         return Run(recipe, self.folder / "runs" / name)
 
+    def cluster(self, nodes: int, time: str = "10:00") -> Path:
+        """A file that describes it."""
+        path = self.folder / f"nodes{nodes}-{time.replace(':', '-')}.yaml"
+        path.write_text(CLUSTER.format(nodes=nodes, time=time, bin=Path(sys.executable).parent))
+        return path
+
     def submit(self, run: Run, *overrides: str, nodes: int = 2, time: str = "10:00", options: tuple[str, ...] = ()) -> str:
         """The number of the job."""
-        cluster = self.folder / f"nodes{nodes}-{time.replace(':', '-')}.yaml"
-        cluster.write_text(CLUSTER.format(nodes=nodes, time=time, bin=Path(sys.executable).parent))
-        words = ["submit", run.recipe, *overrides, "--cluster", cluster, *options]
+        words = ["submit", run.recipe, *overrides, "--cluster", self.cluster(nodes, time), *options]
         said = self(sys.executable, "-m", "vitscale.cli", *words)
         return said.split(" job ")[1].split(";")[0]
 

@@ -1,6 +1,7 @@
 """The scripts of slurm/ that are submitted by hand."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -38,6 +39,16 @@ def test_a_sweep_is_a_run_for_each_line(slurm: Slurm) -> None:
     runs = [Run(run.recipe, slurm.folder / "runs" / f"swept-rates-{number}") for number in (1, 2)]
     assert [one.status().get("state") for one in runs] == ["finished", "finished"]
     assert ["lr: 0.003" in (one.path / "recipe.yaml").read_text() for one in runs] == [False, True]
+
+
+def test_a_sweep_on_the_cluster_is_an_array(slurm: Slurm) -> None:
+    run = slurm.run("grid", steps=4)
+    words = (sys.executable, "-m", "vitscale.cli", "sweep", run.recipe, "optim.lr=[0.002,0.003]")
+    assert "-sweep-lr: array " in slurm(*words, "--cluster", slurm.cluster(1))
+    wait_for_all(slurm)
+    table = slurm(*words, "--show").splitlines()
+    assert sorted(line.split()[0] for line in table[1:3]) == ["grid-lr0.002", "grid-lr0.003"]
+    assert table[3] == f"best: {table[1].split()[0]}"
 
 
 def test_evaluation(slurm: Slurm, undisturbed: Run) -> None:
