@@ -18,6 +18,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.imagenet import EXTENSIONS
 from data_pipeline.index import scan
 from data_pipeline.labels import Labels
+from data_pipeline.shapes import shapes
 
 DIGITS_SIDE = 64  # pixels; the scans are 8x8, enlarged so that a crop can be placed between their pixels
 PARQUET_ROWS = 256  # held in memory
@@ -46,6 +47,8 @@ def collect(source: Source, reading: Reading) -> Collection:
     path, suffix = source.path, source.path.suffix.lower()
     if source.name == "digits":
         return digits()
+    if made := re.fullmatch(r"shapes:([1-9]\d{0,6})", source.name):
+        return shapes(int(made[1]))
     if path.is_dir():
         return folder(path)
     if not path.is_file():

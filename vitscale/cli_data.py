@@ -9,8 +9,8 @@ from vitscale.cli_inspect import add_inspect_commands
 
 SOURCES_HELP = (
     "folder of class folders; .csv or .jsonl with `path` and `label`; .parquet with `image` and `label`; webdataset tars "
-    "(brace lists, urls); ILSVRC2012_img_train.tar; ImageNet-21k (tar of tars, or their folder); or `digits`, 1,797 scans "
-    "inside scikit-learn"
+    "(brace lists, urls); ILSVRC2012_img_train.tar; ImageNet-21k (tar of tars, or their folder); `digits`, 1,797 scans "
+    "inside scikit-learn; or `shapes:20000`, so many made pictures"
 )
 CLASSES_HELP = "text file with one class name per line, in the order of their numbers"
 LABEL_HELP = "where tars have labels: cls, txt, json:FIELD, none, or auto (.cls, else `label` in .json, else .txt; the default)"
