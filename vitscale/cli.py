@@ -183,10 +183,10 @@ def run_sweep(args: argparse.Namespace) -> int:
             if status := train(args.recipe, each, args.procs):
                 return status
     print(*sweep.lines(args.metric), sep="\n")
-    finished = len(sweep.ranking(args.metric)) == len(sweep.trials)
-    if finished:
-        sweep.end(args.metric)
-    return int(not finished)
+    if not sweep.is_finished():
+        return 1
+    sweep.end(args.metric)
+    return 0
 
 
 def run_show(args: argparse.Namespace) -> None:

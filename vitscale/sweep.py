@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 from vitscale import recipe
@@ -14,10 +15,11 @@ from vitscale.tracking import connect, experiment_id, mlflow_errors, tracking_ur
 
 
 class Trial(NamedTuple):
-    """One of the runs: its name and what is changed in the recipe."""
+    """One of the runs: its name, what is changed in the recipe, and what it has in common with runs of other seeds."""
 
     name: str
     overrides: list[str]
+    group: str
 
 
 class Sweep:
@@ -39,11 +41,11 @@ class Sweep:
         self.configs = [recipe.load(path, trial.overrides) for trial in self.trials]  # an error before anything starts
 
     def _trial(self, fixed: Sequence[str], combination: Sequence[tuple[str, str]]) -> Trial:
-        short = (
-            re.sub(r"[^A-Za-z0-9.+-]+", "", f"{key.rpartition('.')[2]}{word.partition('=')[2]}") for key, word in combination
-        )
-        name = "-".join([self.cfg.name, *short])
-        return Trial(name, [*fixed, *(word for _, word in combination), f"name={name}"])
+        parts = {key: f"{key.rpartition('.')[2]}{word.partition('=')[2]}" for key, word in combination}
+        short = {key: re.sub(r"[^A-Za-z0-9.+-]+", "", part) for key, part in parts.items()}
+        name = "-".join([self.cfg.name, *short.values()])
+        group = "-".join([self.cfg.name, *(part for key, part in short.items() if key != "seed")])
+        return Trial(name, [*fixed, *(word for _, word in combination), f"name={name}"], group)
 
     def begin(self) -> str:
         """The id of the parent run in MLflow, made where there is none; TrackingError where MLflow does not answer."""
@@ -60,40 +62,47 @@ class Sweep:
 
     def end(self, metric: str) -> None:
         """Tell the parent run which was best."""
-        trial, score = self.ranking(metric)[0]
+        if not (ranking := self.ranking(metric)):
+            known = sorted({name for _, status in self._statuses() for name in status["metrics"]})
+            raise RecipeError(f"--metric {metric}: no run has it; they have {', '.join(known) or 'none'}")
+        group, scores = ranking[0]
         with mlflow_errors(self._uri):
             client, run_id = connect(self._uri), self.begin()
-            client.set_tag(run_id, "sweep.best", trial.name)
-            client.log_metric(run_id, f"best/{metric}", score)
+            client.set_tag(run_id, "sweep.best", group)
+            client.log_metric(run_id, f"best/{metric}", fmean(scores))
             client.set_terminated(run_id)
 
     @property
     def _uri(self) -> str:
         return tracking_uri(self.cfg.tracking, self.cfg.runs)
 
-    def ranking(self, metric: str) -> list[tuple[Trial, float]]:
-        """The finished runs that have this metric, best first: the lowest of a loss, else the highest."""
-        found = [
-            (trial, status["metrics"][metric]) for trial, status in self._statuses() if metric in status.get("metrics", {})
-        ]
-        return sorted(found, key=lambda pair: pair[1] if metric.endswith("loss") else -pair[1])
+    def ranking(self, metric: str) -> list[tuple[str, list[float]]]:
+        """The scores of all seeds by group, best mean first: the lowest of a loss, else the highest."""
+        groups: dict[str, list[float]] = {}
+        for trial, status in self._statuses():
+            if metric in status.get("metrics", {}) and status["state"] == "finished":
+                groups.setdefault(trial.group, []).append(status["metrics"][metric])
+        return sorted(groups.items(), key=lambda pair: fmean(pair[1]), reverse=not metric.endswith("loss"))
+
+    def is_finished(self) -> bool:
+        return all(status.get("state") == "finished" for _, status in self._statuses())
 
     def _statuses(self) -> Iterator[tuple[Trial, dict]]:
-        for trial, cfg in zip(self.trials, self.configs, strict=True):
-            status = RunDir(cfg).status
-            yield trial, status if status.get("state") == "finished" else {"state": status.get("state", "not started")}
+        return ((trial, RunDir(cfg).status) for trial, cfg in zip(self.trials, self.configs, strict=True))
 
     def lines(self, metric: str) -> Iterator[str]:
-        """A table of all runs, then the best."""
-        ranking, states = self.ranking(metric), {trial.name: status["state"] for trial, status in self._statuses()}
-        width = max(map(len, states))
+        """A table: mean and standard deviation over seeds, then what is not finished, or else which is best."""
+        width = max(len(trial.name) for trial in self.trials)
         yield f"{'':{width}}  {metric}"
-        for trial, score in ranking:
-            yield f"{trial.name:{width}}  {score:.4f}"
-            del states[trial.name]
-        yield from (f"{name:{width}}  {state}" for name, state in states.items())
-        if ranking and not states:
-            yield f"best: {ranking[0][0].name}"
+        ranking = self.ranking(metric)
+        for group, scores in ranking:
+            spread = f" +- {stdev(scores):.4f} of {len(scores)}" if len(scores) > 1 else ""
+            yield f"{group:{width}}  {fmean(scores):.4f}{spread}"
+        for trial, status in self._statuses():
+            if status.get("state") != "finished":
+                yield f"{trial.name:{width}}  {status.get('state', 'not started')}"
+        if ranking and self.is_finished():
+            yield f"best: {ranking[0][0]}"
 
 
 def _choices(word: str) -> tuple[str, list[str]]:

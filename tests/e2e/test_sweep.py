@@ -1,9 +1,12 @@
 """A sweep: runs of their own, one parent in MLflow, and the best of them."""
 
+import json
+
 import pytest
 from launching import Tiny, vitscale
 
 from vitscale.errors import RecipeError
+from vitscale.rundir import RunDir
 from vitscale.sweep import Sweep
 from vitscale.tracking import connect, tracking_uri
 
@@ -32,6 +35,19 @@ def test_a_value_that_is_itself_a_list_and_bad_words(tiny: Tiny) -> None:
         Sweep(str(tiny.recipe), ["optim.lr=0.1"])
     with pytest.raises(RecipeError, match=r"optim\.lr"):
         Sweep(str(tiny.recipe), ["optim.lr=[0.1, fast]"])
+
+
+def test_seeds_are_put_together(tiny: Tiny) -> None:
+    sweep = Sweep(str(tiny.recipe), ["optim.lr=[0.01, 0.03]", "seed=[0, 1, 2]"])
+    for cfg, score in zip(sweep.configs, (0.5, 0.6, 0.7, 0.9, 0.9, 0.9), strict=True):
+        (path := RunDir(cfg).path).mkdir(parents=True)
+        (path / "status.json").write_text(json.dumps({"state": "finished", "metrics": {"eval/top1": score}}))
+    assert [line.split() for line in sweep.lines("eval/top1")] == [
+        ["eval/top1"],
+        ["tiny-lr0.03", "0.9000", "+-", "0.0000", "of", "3"],
+        ["tiny-lr0.01", "0.6000", "+-", "0.1000", "of", "3"],
+        ["best:", "tiny-lr0.03"],
+    ]
 
 
 def test_a_sweep_here(tiny: Tiny) -> None:
