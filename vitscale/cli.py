@@ -119,7 +119,7 @@ def train(path: str, overrides: list[str], procs: int | None = None, port: int =
     environment = command.local_environment(procs, cfg.hardware.device, len(os.sched_getaffinity(0)))
     exit_status = local.run(command.local_command(str(recipe.find(path)), overrides, procs, port), environment)
     if stopsignal.received and run_dir.status["state"] == "starting":  # before any process could take note
-        run_dir.write_status("stopped")
+        run_dir.write_status("stopped", reason="signal")
     # After a signal accelerate reports failure, however well the processes stopped; the run's own word counts.
     return 0 if run_dir.status["state"] in ("finished", "stopped") else exit_status or 1
 
