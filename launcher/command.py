@@ -26,9 +26,11 @@ def node_command(
     """The processes of one node of several; `num_processes` on all of them together, their output also under `log_dir`."""
     rendezvous = [
         *("--deepspeed_multinode_launcher", "standard", "--machine_rank", str(node), "--rdzv_backend", "c10d"),
-        *("--main_process_ip", main_ip, "--main_process_port", str(port), "--log_dir", log_dir, "--tee", "3"),
+        *("--main_process_ip", main_ip, "--main_process_port", str(port)),
     ]
-    return _command(num_nodes, num_processes, rendezvous, recipe, overrides)
+    if num_nodes == 1:  # accelerate would let all such jobs of a machine meet at one port
+        rendezvous = ["--main_process_port", "0"]
+    return _command(num_nodes, num_processes, [*rendezvous, "--log_dir", log_dir, "--tee", "3"], recipe, overrides)
 
 
 def _command(num_nodes: int, num_processes: int, rendezvous: Sequence[str], recipe: str, overrides: Sequence[str]) -> list[str]:

@@ -5,10 +5,15 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitscale.arguments import CLUSTER, CLUSTER_HELP, JSON, OVERRIDES, RECIPE, RECIPE_HELP, Commands, add, count, shared
 from vitscale.cli_data import add_data_commands
 from vitscale.cli_models import add_model_commands
+
+if TYPE_CHECKING:
+    from vitscale.config import RunConfig
+    from vitscale.rundir import RunDir
 
 
 def main() -> None:
@@ -109,10 +114,7 @@ def train(path: str, overrides: list[str], procs: int | None = None, port: int =
     run_dir = RunDir(cfg)
     run_dir.check_free()
     preflight.check(cfg, procs, {})
-    published = f"models:/{cfg.publish.name}@{cfg.publish.alias}" if cfg.publish else run_dir.status.get("model")
-    finished = run_dir.status.get("state") == "finished" and recipe.load(run_dir.recipe).train.total == cfg.train.total
-    if finished and run_dir.status["model"] == published:
-        print(f"{cfg.name}: already finished at step {run_dir.status['step']:,}; nothing to do")
+    if is_finished(cfg, run_dir):
         return 0
     run_dir.write_status("starting")
     print(f"{cfg.name}: starting {procs} {'process' if procs == 1 else 'processes'}", flush=True)
@@ -122,6 +124,19 @@ def train(path: str, overrides: list[str], procs: int | None = None, port: int =
         run_dir.write_status("stopped", reason="signal")
     # After a signal accelerate reports failure, however well the processes stopped; the run's own word counts.
     return 0 if run_dir.status["state"] in ("finished", "stopped") else exit_status or 1
+
+
+def is_finished(cfg: "RunConfig", run_dir: "RunDir") -> bool:
+    """Whether nothing is left to do, which is then said; of a run made longer, or to be published, something is."""
+    from vitscale import recipe
+
+    status = run_dir.status
+    published = f"models:/{cfg.publish.name}@{cfg.publish.alias}" if cfg.publish else status.get("model")
+    finished = status.get("state") == "finished" and recipe.load(run_dir.recipe).train.total == cfg.train.total
+    if not finished or status["model"] != published:
+        return False
+    print(f"{cfg.name}: already finished at step {status['step']:,}; nothing to do")
+    return True
 
 
 def run_submit(args: argparse.Namespace) -> None:
@@ -136,13 +151,16 @@ def run_submit(args: argparse.Namespace) -> None:
     cfg = submit.resolve(args.recipe, args.overrides, where)
     run_dir = RunDir(cfg)
     preflight.check_launch(cfg, where.world_size, {})
+    run_dir.check_free()
     run_dir.check(cfg)
     if where.gpu:  # it takes torch, and seconds
         plan.check_memory(cfg, where)
     script = submit.script(cfg, where, run_dir.path)
     if args.dry_run:
         print(f"{script}\n# On each node:\n# {shlex.join(submit.launch_line(where, run_dir.path))}")
-    else:
+    elif not is_finished(cfg, run_dir):
+        if run_dir.status.get("state") == "finished":  # and made longer since
+            run_dir.write_status("starting")
         print(f"{cfg.name}: job {submit.submit(cfg, script, run_dir.path)}; its output: {run_dir.path}/job-*.log")
 
 
