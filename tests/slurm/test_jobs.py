@@ -100,7 +100,7 @@ def test_the_stop_file_ends_the_job_for_good(slurm: Slurm, undisturbed: Run) -> 
     assert [loss for loss, _ in ours.values()] == pytest.approx([loss for loss, _ in theirs.values()], rel=1e-4)
 
 
-def test_a_second_job_does_not_disturb_the_first(slurm: Slurm, undisturbed: Run) -> None:
+def test_a_second_job_does_not_disturb_the_first(slurm: Slurm) -> None:
     run = slurm.run("twice")
     jobs = [slurm.submit(run, nodes=1), slurm("sbatch", "--parsable", run.path / "train.sbatch")]
     slurm.wait(run, lambda: slurm.ended(jobs[1]))
