@@ -91,8 +91,7 @@ def build(
             done = list(in_processes(write, shards[part[0] :: part[1]], workers, f"{name} shards"))
             if whole:
                 _list_split(out / name, done, collection.classes)
-    listed = [name for name in splits if (out / f"{name}.json").exists()]
-    manifests = {name: read_manifest(str(out / f"{name}.json")) for name in listed}
+    manifests = {name: read_manifest(str(path)) for name in splits if (path := out / f"{name}.json").exists()}
     for manifest in manifests.values():
         manifest.check()
     return manifests

@@ -12,12 +12,16 @@ from vitscale.config import RunConfig, grad_accum
 from vitscale.errors import RecipeError
 
 SECRET = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key|private_?key", re.IGNORECASE)
-WRITTEN_OUT = re.compile(rf"(?:{SECRET.pattern})\w*=(?![\"']?\$)\S|://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
+IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+WRITTEN_OUT = re.compile(  # a value after such a word that is not a variable's
+    rf"(?:{SECRET.pattern}|bearer|pass\b|_pat)\w*[ =:]+(?![\"']?\$)\S|{IN_URL.pattern}", re.IGNORECASE
+)
 SECRETS_STAY = "it must not stand in files: export it in the shell that submits, sbatch takes it along"
 
 
 def _word(text: str) -> str:
     """One word of an #SBATCH line, where nothing can be quoted."""
+    _line(text)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.,:=@%+*&|()\[\]/-]*", text):
         raise ValueError("one word of letters, digits and _.,:=@%+*&|()[]/- is allowed here")
     return text

@@ -25,8 +25,11 @@ def node_command(
     """The processes of one node of several; `num_processes` on all of them together, their output also under `log_dir`."""
     rendezvous = [
         *("--deepspeed_multinode_launcher", "standard", "--machine_rank", str(node), "--rdzv_backend", "c10d"),
-        *("--main_process_ip", main_ip, "--main_process_port", str(port), "--log_dir", log_dir, "--tee", "3"),
+        *("--main_process_ip", main_ip, "--main_process_port", str(port)),
     ]
+    if num_nodes == 1:  # accelerate would let all such jobs of a machine meet at one port
+        rendezvous = ["--main_process_port", "0"]
+    rendezvous += ["--log_dir", log_dir, "--tee", "3"]
     return _command(num_nodes, num_processes, rendezvous, "vitscale.train", [recipe, *overrides])
 
 

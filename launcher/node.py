@@ -5,12 +5,15 @@ MAIN_ADDRESS, MAIN_PORT, LOG_DIR, RUN_DIR.
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
 from launcher.command import node_command
 from vitscale import failure
+
+PASSWORD = r"://[^/@\s]*@"
 
 
 def command(words: Sequence[str], environ: Mapping[str, str], host: str) -> list[str]:
@@ -30,7 +33,7 @@ def command(words: Sequence[str], environ: Mapping[str, str], host: str) -> list
 def main() -> None:
     host = failure.host()
     words = command(sys.argv[1:], os.environ, host)
-    print(f"{host}: {shlex.join(words)}", flush=True)
+    print(f"{host}: {re.sub(PASSWORD, '://', shlex.join(words))}", flush=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the loader's threads and the model's are set by each process
     os.environ["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = f"[{host} rank ${{rank}}] "
     os.execv(words[0], words)

@@ -24,7 +24,7 @@ def resolve(path: str, overrides: Sequence[str], cluster: Cluster) -> RunConfig:
     if cluster.scratch and not cfg.hardware.cache_dir:
         cfg = recipe.load(path, [*overrides, f"hardware.cache_dir={cluster.scratch}"])
     clusters.check(cfg, cluster)
-    if clusters.WRITTEN_OUT.search(recipe.dump(cfg)):
+    if clusters.IN_URL.search(recipe.dump(cfg)):
         raise RecipeError(f"{path}: holds a secret, e.g. a URL with a password; {clusters.SECRETS_STAY}")
     return cfg
 

@@ -14,6 +14,7 @@ from vitscale.cli_models import add_model_commands
 if TYPE_CHECKING:
     from launcher.cluster import Cluster
     from vitscale.config import RunConfig
+    from vitscale.rundir import RunDir
 
 
 def main() -> None:
@@ -119,10 +120,7 @@ def train(path: str, overrides: list[str], procs: int | None = None, port: int =
     run_dir = RunDir(cfg)
     run_dir.check_free()
     preflight.check(cfg, procs, {})
-    published = f"models:/{cfg.publish.name}@{cfg.publish.alias}" if cfg.publish else run_dir.status.get("model")
-    finished = run_dir.status.get("state") == "finished" and recipe.load(run_dir.recipe).train.total == cfg.train.total
-    if finished and run_dir.status["model"] == published:
-        print(f"{cfg.name}: already finished at step {run_dir.status['step']:,}; nothing to do")
+    if is_finished(cfg, run_dir):
         return 0
     run_dir.write_status("starting")
     print(f"{cfg.name}: starting {procs} {'process' if procs == 1 else 'processes'}", flush=True)
@@ -130,9 +128,22 @@ def train(path: str, overrides: list[str], procs: int | None = None, port: int =
     environment = command.local_environment(procs, cfg.hardware.device, len(os.sched_getaffinity(0)))
     exit_status = local.run(command.local_command("vitscale.train", words, procs, port), environment)
     if stopsignal.received and run_dir.status["state"] == "starting":  # before any process could take note
-        run_dir.write_status("stopped")
+        run_dir.write_status("stopped", reason="signal")
     # After a signal accelerate reports failure, however well the processes stopped; the run's own word counts.
     return 0 if run_dir.status["state"] in ("finished", "stopped") else exit_status or 1
+
+
+def is_finished(cfg: "RunConfig", run_dir: "RunDir") -> bool:
+    """Whether nothing is left to do, which is then said; of a run made longer, or to be published, something is."""
+    from vitscale import recipe
+
+    status = run_dir.status
+    published = f"models:/{cfg.publish.name}@{cfg.publish.alias}" if cfg.publish else status.get("model")
+    finished = status.get("state") == "finished" and recipe.load(run_dir.recipe).train.total == cfg.train.total
+    if not finished or status["model"] != published:
+        return False
+    print(f"{cfg.name}: already finished at step {status['step']:,}; nothing to do")
+    return True
 
 
 def run_submit(args: argparse.Namespace) -> None:
@@ -142,14 +153,16 @@ def run_submit(args: argparse.Namespace) -> None:
     from launcher import cluster, submit
 
     where = cluster.load(args.cluster)
-    cfg, path, script = to_submit(args.recipe, args.overrides, where)
+    cfg, run_dir, script = to_submit(args.recipe, args.overrides, where)
     if args.dry_run:
-        print(f"{script}\n# On each node:\n# {shlex.join(submit.launch_line(where, path))}")
-    else:
-        print(f"{cfg.name}: job {submit.submit(cfg, script, path)}; its output: {path}/job-*.log")
+        print(f"{script}\n# On each node:\n# {shlex.join(submit.launch_line(where, run_dir.path))}")
+    elif not is_finished(cfg, run_dir):
+        if run_dir.status.get("state") == "finished":  # and made longer since
+            run_dir.write_status("starting")
+        print(f"{cfg.name}: job {submit.submit(cfg, script, run_dir.path)}; its output: {run_dir.path}/job-*.log")
 
 
-def to_submit(recipe: str, overrides: list[str], where: "Cluster") -> tuple["RunConfig", Path, str]:
+def to_submit(recipe: str, overrides: list[str], where: "Cluster") -> tuple["RunConfig", "RunDir", str]:
     """Recipe, run directory and script of a job, if it can work."""
     from launcher import submit
     from vitscale import plan, preflight
@@ -158,10 +171,11 @@ def to_submit(recipe: str, overrides: list[str], where: "Cluster") -> tuple["Run
     cfg = submit.resolve(recipe, overrides, where)
     run_dir = RunDir(cfg)
     preflight.check_launch(cfg, where.world_size, {})
+    run_dir.check_free()
     run_dir.check(cfg)
     if where.gpu:  # it takes torch, and seconds
         plan.check_memory(cfg, where)
-    return cfg, run_dir.path, submit.script(cfg, where, run_dir.path)
+    return cfg, run_dir, submit.script(cfg, where, run_dir.path)
 
 
 def run_sweep(args: argparse.Namespace) -> int:
@@ -176,7 +190,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         if args.cluster:
             where = cluster.load(args.cluster)
             jobs = [to_submit(args.recipe, each, where) for each in words]
-            scripts = [submit.write(cfg, script, path) for cfg, path, script in jobs]
+            scripts = [submit.write(cfg, script, run_dir.path) for cfg, run_dir, script in jobs]
             print(f"{sweep.name}: array {submit.submit_array(where, sweep.name, sweep.folder, scripts)} of {len(jobs)} runs")
             return 0
         for each in words:

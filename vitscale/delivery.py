@@ -112,7 +112,7 @@ class Delivery:
         if self._is_copy():  # it has a run of its own
             self._mark = Mark()
             note.unlink(missing_ok=True)
-        self._note(path=str(self._run.path), uri=self.uri)
+        self._note(path=str(self._run.path), uri=without_secrets(self.uri))
         run_id = note.read_text() if note.exists() else ""
         if not run_id or not is_known(client, run_id):
             experiment = experiment_id(client, self._cfg.tracking.experiment, self.uri)

@@ -1,12 +1,15 @@
 """Memory of one process on its device, counted without one: states and buffers by arithmetic on what the engine keeps,
 activations by sending images through a model of shapes alone."""
 
+import contextlib
 import functools
 import math
 import weakref
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -102,7 +105,7 @@ def trace(config: ModelConfig, hardware: HardwareConfig, loss: str, images: int)
     dtype, size = DTYPES[hardware.precision], config.image_size
     with torch.device("meta"):
         model = build(config).to(dtype)
-    with FakeTensorMode(allow_non_fake_inputs=True), Held() as held:
+    with FakeTensorMode(allow_non_fake_inputs=True), Held() as held, gpu_dropout():
         model.to_empty(device="cpu")  # of meta tensors attention would hold all its weights
         prepare(model, HardwareConfig(activation_checkpointing=hardware.activation_checkpointing))
         for parameter in model.parameters():
@@ -112,6 +115,21 @@ def trace(config: ModelConfig, hardware: HardwareConfig, loss: str, images: int)
         logits = model(torch.empty(images, 3, size, size, dtype=dtype))
         LOSSES[loss](logits, targets).mean().backward()
     return held.peak
+
+
+@contextlib.contextmanager
+def gpu_dropout() -> Iterator[None]:
+    """Dropout as GPUs do it, which keeps a byte per element; the CPU keeps a mask of the elements' type."""
+    on_cpu = F.dropout
+
+    def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:  # noqa: ARG001
+        return torch.native_dropout(input, p, training)[0] if training and p else input
+
+    F.dropout = dropout
+    try:
+        yield
+    finally:
+        F.dropout = on_cpu
 
 
 class Held(TorchDispatchMode):

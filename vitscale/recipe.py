@@ -220,7 +220,8 @@ def _explain(problem: dict, kind: type[BaseModel], file: Path, origins: Origins,
     if problem["type"] == "missing":
         return f"{where}: {dotted} is missing; it has no default, so it must be set"
     message = problem["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(problem["input"], dict | BaseModel) else f" (found {problem['input']!r})"
+    secret = "secret" in message
+    found = "" if secret or isinstance(problem["input"], dict | BaseModel) else f" (found {problem['input']!r})"
     return f"{where}: {dotted + ': ' if dotted else ''}{message}{found}"
 
 

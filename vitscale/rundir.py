@@ -16,6 +16,7 @@ from data_pipeline.storage import replace
 from vitscale import failure, recipe
 from vitscale.config import RunConfig
 from vitscale.errors import RecipeError
+from vitscale.phases import process_age_s
 from vitscale.progress import say
 
 # Sections that decide the result; the others may change between two starts of a run.
@@ -54,8 +55,10 @@ class RunDir:
         self._thread = threading.Thread(target=self._stay_owner, args=(time.time(),), name="owner", daemon=True)
         self._sign(time.time())
         self._thread.start()
-        for left in (self.stop, self.path / failure.NAME):  # by, or for, the owner before
-            left.unlink(missing_ok=True)
+        (self.path / failure.NAME).unlink(missing_ok=True)  # of the owner before
+        with contextlib.suppress(FileNotFoundError):
+            if self.stop.stat().st_mtime < time.time() - process_age_s():  # meant for the owner before, not for us
+                self.stop.unlink()
 
     @property
     def owned(self) -> bool:

@@ -49,12 +49,12 @@ EOF
   done
 }
 
-unname() { sed "/ node$1 # slurm.local\$/d" /etc/hosts >"$DIR/hosts" && cat "$DIR/hosts" >/etc/hosts; }
+unname() { sed "/ node$1 # slurm.local $TAG\$/d" /etc/hosts >"$DIR/hosts" && cat "$DIR/hosts" >/etc/hosts; }
 
 wire() { # a host: its names, its cable
   local n=$1
   unname "$n"
-  echo "$NET.$((10 + n)) node$n # slurm/local" >>/etc/hosts
+  echo "$NET.$((10 + n)) node$n # slurm/local $TAG" >>/etc/hosts
   ip netns add "$TAG$n"
   ip link add "$TAG$n" type veth peer name e0 netns "$TAG$n"
   ip link set "$TAG$n" master "$TAG" up
@@ -74,6 +74,10 @@ mend() {
 
 up() {
   command -v slurmctld slurmd munged ip >/dev/null || { echo "missing; apt-get install slurm-wlm munge iproute2" >&2; exit 1; }
+  sed -n 's/.* node0 # slurm.local //p' /etc/hosts | while read -r other; do
+    if ip link show "$other" >/dev/null 2>&1; then echo "another such cluster is up, with the same names of hosts; take it down first" >&2 && exit 1; fi
+    sed "/ # slurm.local $other\$/d" /etc/hosts >"$DIR/hosts" && cat "$DIR/hosts" >/etc/hosts
+  done
   install -d -o munge /run/munge /var/log/munge /var/lib/munge
   munge -n >/dev/null 2>&1 || runuser -u munge -- munged
   configure "$1"

@@ -23,6 +23,7 @@ from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS
 from vitscale.retention import complete
+from vitscale.rundir import RunDir
 from vitscale.saving import Saver
 from vitscale.state import TrainState
 from vitscale.train import build_engine, build_train_loader, build_validation, open_run, open_shards
@@ -40,7 +41,8 @@ class Training:
 
     def __init__(self, cfg: RunConfig, world: World) -> None:
         self.cfg, self.world = cfg, world
-        self.run = open_run(cfg, world)
+        self.run = RunDir(cfg)
+        open_run(self.run, cfg, world)
         self.train = open_shards(cfg.data.train, cfg.hardware)
         self.cadence = Cadence.of(cfg, len(self.train))
         torch.manual_seed(cfg.seed)

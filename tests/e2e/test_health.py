@@ -64,7 +64,7 @@ def test_a_frozen_process_ends_all_soon_and_one_that_is_only_slow_does_not(tiny:
     assert process.wait(DEADLINE_S) != 0
     assert time.monotonic() - begin < 5 * HANG_S
     alarm = re.search(
-        r"error: rank 1 on \S+ \(process (\d+)\), step [\d,]+, phase \w+: gives no sign of life for 4 s", said(tiny)
+        r"error: rank 1 on \S+, step [\d,]+, phase \w+ \(process (\d+)\): gives no sign of life for 4 s", said(tiny)
     )
     assert alarm and int(alarm[1]) == frozen, said(tiny)
     assert "vitscale/train.py" in said(tiny)[alarm.end() :]  # where it stood
@@ -145,5 +145,5 @@ def test_a_stop_before_torch_is_there_is_one_in_good_order(
     process = stop_at_start(tiny, number, after, *command)
     said, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, said
-    assert tiny.status() == {"state": "stopped"}
+    assert tiny.status() == {"state": "stopped", "reason": "signal"}
     assert not (tiny.run_dir() / "checkpoints").exists()

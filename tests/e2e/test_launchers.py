@@ -44,6 +44,9 @@ def test_two_processes_by_any_launcher_are_the_same_run(tiny: Tiny) -> None:
             said, _ = process.communicate(timeout=LAUNCH_TIMEOUT_S)
             assert process.returncode == 0, said
         assert (tiny.status(name)["state"], tiny.status(name)["step"]) == ("finished", 20)
-    histories = [history(tiny, name) for name in commands]
-    assert len(histories[0]) > 3
-    assert histories[0] == histories[1] == histories[2]
+    cpu, torchrun, nodes = (history(tiny, name) for name in commands)
+    assert len(cpu) > 3
+    assert cpu == torchrun
+    assert [samples for *_, samples in nodes] == [samples for *_, samples in cpu]
+    # A process that is alone on its node has more threads to add up with.
+    assert [loss for _, loss, _ in nodes] == pytest.approx([loss for _, loss, _ in cpu], rel=1e-5)

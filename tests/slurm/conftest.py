@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 SLURM_DIR = Path(__file__).parents[2] / "slurm"
 CLUSTER_SH = SLURM_DIR / "local" / "cluster.sh"
 WITHIN_S = 300
+BIN = str(Path(sys.executable).parent)
 
 CLUSTER = """
 nodes: {nodes}
@@ -26,6 +27,7 @@ exclusive: false
 interface: e0
 time: "{time}"
 setup: ["export PATH={bin}:$PATH"]
+max_failures: {max_failures}
 """
 
 RECIPE = """
@@ -82,7 +84,7 @@ class Slurm:
 
     def __init__(self, folder: Path, data: Path) -> None:
         self.folder, self.data = folder, data
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{BIN}:{os.environ['PATH']}"
         conf, interface = str(folder / "slurm.conf"), "e0"
         self.environ = {**clean_environment(), "SLURM_CONF": conf, "GLOO_SOCKET_IFNAME": interface, "PATH": path}
 
@@ -97,17 +99,24 @@ class Slurm:
         recipe.write_text(RECIPE.format(name=name, folder=self.folder, data=self.data, steps=steps) + lines)
         return Run(recipe, self.folder / "runs" / name)
 
-    def cluster(self, nodes: int, time: str = "10:00") -> Path:
-        """A file that describes it."""
-        path = self.folder / f"nodes{nodes}-{time.replace(':', '-')}.yaml"
-        path.write_text(CLUSTER.format(nodes=nodes, time=time, bin=Path(sys.executable).parent))
+    def cluster(self, nodes: int, time: str = "10:00", max_failures: int = 3, folder: str = BIN) -> Path:
+        """A file that describes it; `folder` holds the `python` that jobs find."""
+        path = self.folder / "cluster.yaml"
+        path.write_text(CLUSTER.format(nodes=nodes, time=time, bin=folder, max_failures=max_failures))
         return path
 
-    def submit(self, run: Run, *overrides: str, nodes: int = 2, time: str = "10:00", options: tuple[str, ...] = ()) -> str:
+    def submit(
+        self, run: Run, *overrides: str, nodes: int = 2, time: str = "10:00", max_failures: int = 3, folder: str = BIN
+    ) -> str:
         """The number of the job."""
-        words = ["submit", run.recipe, *overrides, "--cluster", self.cluster(nodes, time), *options]
-        said = self(sys.executable, "-m", "vitscale.cli", *words)
+        self.cluster(nodes, time, max_failures, folder)
+        said = self(*self.command(run, *overrides))
         return said.split(" job ")[1].split(";")[0]
+
+    def command(self, run: Run, *overrides: str) -> list[str]:
+        """To submit it to the cluster of the last submission."""
+        words = ["submit", run.recipe, *overrides, "--cluster", self.folder / "cluster.yaml"]
+        return list(map(str, [sys.executable, "-m", "vitscale.cli", *words]))
 
     def state(self, job: str) -> str:
         """`PENDING`, `RUNNING`, `COMPLETED`, ..."""

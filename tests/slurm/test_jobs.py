@@ -79,16 +79,36 @@ def test_scancel_stops_in_order_and_is_not_queued_again(slurm: Slurm, undisturbe
 
 
 def test_the_stop_file_ends_the_job_for_good(slurm: Slurm, undisturbed: Run) -> None:
-    """And the run goes on with another number of nodes."""
+    """What waits for the end of the run does not begin. A start that fails at once is no such end, but a failure; and the run
+    goes on with another number of nodes."""
     run, job = begin(slurm, "elastic")
     (run.path / "stop").touch()
     slurm.wait(run, lambda: slurm.ended(job))
-    assert slurm.state(job) == "COMPLETED"
+    assert "JobState=FAILED" in (shown := slurm("scontrol", "show", "job", job)) and "ExitCode=3:0" in shown
     assert run.status()["state"] == "stopped"
+
+    (broken := slurm.folder / "bin" / "python").parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    job = slurm.submit(run, max_failures=1, folder=str(broken.parent))
+    slurm.wait(run, lambda: slurm.ended(job))
+    assert "ExitCode=1:0" in slurm("scontrol", "show", "job", job)
+    assert "given up: 1 failures" in run.output()
     slurm.finish(run, slurm.submit(run, nodes=1))
     ours, theirs = run.history(), undisturbed.history()
     assert [samples for _, samples in ours.values()] == [samples for _, samples in theirs.values()]
     assert [loss for loss, _ in ours.values()] == pytest.approx([loss for loss, _ in theirs.values()], rel=1e-4)
+
+
+def test_a_second_job_does_not_disturb_the_first(slurm: Slurm) -> None:
+    run = slurm.run("twice")
+    jobs = [slurm.submit(run, nodes=1), slurm("sbatch", "--parsable", run.path / "train.sbatch")]
+    slurm.wait(run, lambda: slurm.ended(jobs[1]))
+    assert f"job {jobs[1]}.0: another job is at work on {run.path}" in run.output()
+    slurm.wait(run, run.steps)
+    refused = subprocess.run(slurm.command(run), capture_output=True, text=True, env=slurm.environ, check=False)
+    assert refused.returncode == 1 and "in use by" in refused.stderr
+    slurm.finish(run, jobs[0])
 
 
 def test_a_killed_launcher_costs_the_node_its_place(slurm: Slurm, undisturbed: Run) -> None:

@@ -32,9 +32,9 @@ def test_fine_tuning_waits_for_its_pretraining(slurm: Slurm) -> None:
 def test_a_sweep_is_a_run_for_each_line(slurm: Slurm) -> None:
     run = slurm.run("swept", steps=4)
     lines = slurm.folder / "rates.txt"
-    lines.write_text("optim.lr=0.002\noptim.lr=0.003 optim.weight_decay=0.2\n")
+    lines.write_text("optim.lr=0.002\noptim.lr=0.003 optim.weight_decay=0.2")
     log = f"--output={slurm.folder}/sweep-%a.log"
-    slurm("sbatch", "--array=1-2", *ONE_NODE, log, SLURM_DIR / "sweep.sbatch", run.recipe, lines)
+    slurm("sbatch", "--array=1-2", "--nodelist=node0", *ONE_NODE, log, SLURM_DIR / "sweep.sbatch", run.recipe, lines)
     wait_for_all(slurm)
     runs = [Run(run.recipe, slurm.folder / "runs" / f"swept-rates-{number}") for number in (1, 2)]
     assert [one.status().get("state") for one in runs] == ["finished", "finished"]

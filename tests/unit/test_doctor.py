@@ -16,7 +16,7 @@ import pytest
 
 from launcher.cluster import Cluster
 from vitscale import doctor
-from vitscale.config import RunConfig
+from vitscale.config import HardwareConfig, RunConfig
 
 
 def source_of(cfg: RunConfig):
@@ -27,7 +27,7 @@ def test_the_command_passes_what_is_sound_and_fails_where_one_check_does(vitscal
     write_recipe()
     manifest = shards["train"].location
     settings = (f"data.train.manifest={manifest}", "data.val={manifest: nowhere.json}", f"tracking.uri={store}")
-    done = vitscale_here("doctor", "recipe.yaml", *settings)
+    done = vitscale_here("doctor", "recipe.yaml", *settings, "--cluster", "recipes/clusters/cpu.yaml")
     assert (done.returncode, done.stderr) == (1, "")
     lines = [(line[:4], line[6:20].strip(), line[20:]) for line in done.stdout.splitlines()]
     passed = {name: found for status, name, found in lines if status in ("pass", "warn")}
@@ -35,8 +35,9 @@ def test_the_command_passes_what_is_sound_and_fails_where_one_check_does(vitscal
     assert passed["mlflow"].startswith(f"{store}: written in ")
     assert float(passed["all-reduce"].split()[0]) > 0.01
     assert {"packages", "origin", "gpus", "matmul", "room", "file clock", "open files", "/dev/shm"} <= set(passed)
-    (failed,) = (found for status, _, found in lines if status == "fail")
-    assert "nowhere.json: no manifest to read" in failed
+    failed = {name: found for status, name, found in lines if status == "fail"}
+    assert set(failed) == {"shards", "slurm"}  # no Slurm answers here
+    assert "nowhere.json: no manifest to read" in failed["shards"]
     assert "\n      -> the message says what to do" in done.stdout
 
 
@@ -147,3 +148,8 @@ def test_a_check_that_breaks_is_a_finding():
 def test_a_recipe_that_does_not_fit_the_cluster(config):
     found = doctor.guarded(partial(doctor.check_fit, config(), Cluster(gpus_per_node=3)))
     assert (found.name, found.status) == ("fit", "fail") and "cannot feed 3 processes" in found.found
+
+
+def test_a_slow_device():
+    found = doctor.check_matmul(HardwareConfig(device="cpu", precision="fp32", peak_tflops=1e6))
+    assert found.status == "warn" and "of 1000000" in found.found

@@ -8,7 +8,7 @@ import pytest
 from launcher.cluster import Cluster, load
 from vitscale import plan, recipe
 from vitscale.errors import RecipeError
-from vitscale.memory import Activations, activations, memory, trace
+from vitscale.memory import Activations, activations, memory, num_parameters, trace
 
 IN21K = "recipes/pretrain/vit-l16-in21k.yaml"
 H200 = "recipes/clusters/h200-infiniband.yaml"
@@ -22,6 +22,14 @@ def test_a_block_keeps_what_the_closed_form_says(config, precision, by_width, by
     before and after GELU (4 M). fp32: the norms' inputs and outputs (16 D), 16 D, 8 M. Statistics come on top."""
     shallow, deep = (activations(config(*VIT, f"model.depth={depth}", f"hardware.precision={precision}")) for depth in (2, 6))
     assert (deep.per_image - shallow.per_image) / 4 == pytest.approx(65 * (by_width * 96 + by_mlp * 384), rel=0.02)
+
+
+def test_dropout_keeps_a_byte_per_element_as_on_gpus(config):
+    """On a CPU it would be two, in bf16. After the embedding, and three times per block: output, MLP's hidden layer and end;
+    where dropout's output is not what was kept already, that is kept too."""
+    without, withit = (activations(config(*VIT, f"model.dropout={rate}")).per_image for rate in (0.0, 0.1))
+    masks = 65 * (96 + 4 * (96 + 384 + 96))
+    assert masks < withit - without < 65 * (3 * 96 + 4 * (96 + 3 * 384 + 96)) * 1.1
 
 
 def test_activations_grow_by_the_image(config):
@@ -56,6 +64,28 @@ def test_a_step_of_vit_l16_on_64_h200():
     assert plain.update_s == pytest.approx(2 * 12 * 326_740_307 / 4.8e12)
     assert plan.recommend([plain, sharded, gathered]).zero_stage in (0, 1)
     assert gathered.step_s > 2 * plain.step_s
+
+
+def test_accumulation_and_recomputation_cost_what_they_do():
+    """Stage 2 sums in every micro-step, stage 1 once; the host works per micro-step; checkpointed blocks go forward twice."""
+    accumulated = recipe.load(IN21K, ["train.global_batch=16_384", "hardware.micro_batch=64", "data.train.samples=14197122"])
+    again = recipe.load(IN21K, ["hardware.activation_checkpointing=1"])
+    cluster, bf16 = load(H200), 2 * 326_740_307 * 63 / 64
+    once, each = (plan.best_layout(accumulated, cluster, stage, ROOMY) for stage in (1, 2))
+    assert (once.grad_accum, each.grad_accum) == (4, 4)
+    assert once.sent_bytes == pytest.approx((2 + 1) * bf16) and each.sent_bytes == pytest.approx((4 * 2 + 1) * bf16)
+    plain = plan.best_layout(recipe.load(IN21K), cluster, 1, ROOMY)
+    assert once.host_s == pytest.approx(4 * plain.host_s)
+    longer = plan.best_layout(again, cluster, 1, ROOMY).compute_s / plain.compute_s
+    assert longer == pytest.approx(1 + 2 * 61.3 / 369.2, rel=0.01)  # 61.3 GMACs forward in the blocks of L/16
+
+
+def test_what_a_run_takes(config):
+    cfg = config(*VIT, "train.global_batch=64", "data.train.samples=6400")
+    found = plan.plan(cfg, Cluster(nodes=2, gpu="h100"))
+    assert found["checkpoint bytes"] == 16 * num_parameters(cfg.model)  # fp32 weights twice, and two moments
+    assert found["loader cores per node"] == pytest.approx(found["images per second"] / 2 / plan.IMAGES_PER_CORE_S)
+    assert found["days"] == pytest.approx(found["steps"] * 64 / found["images per second"] / 86_400)
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():

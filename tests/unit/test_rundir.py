@@ -126,8 +126,18 @@ def test_a_request_to_stop_is_not_for_the_next_owner(config):
     run = RunDir(config())
     run.path.mkdir(parents=True)
     run.stop.touch()
+    os.utime(run.stop, (0, 0))
     run.claim()
     assert not run.stop.exists()
+    run.release()
+
+
+def test_a_request_to_stop_while_it_starts_is(config):
+    run = RunDir(config())
+    run.path.mkdir(parents=True)
+    run.stop.touch()
+    run.claim()
+    assert run.stop.exists()
     run.release()
 
 

@@ -92,10 +92,89 @@ def test_secrets_are_refused(cluster_file, name):
         clusters.load(cluster_file(f"environment: {{{name}: hush}}"))
 
 
-@pytest.mark.parametrize("line", ["export HF_TOKEN=hf_abc", "pip config set global.index-url https://me:hush@host/simple"])
-def test_secrets_in_setup_are_refused(cluster_file, line):
-    with pytest.raises(RecipeError, match="export it in the shell that submits"):
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export HF_TOKEN=hush",
+        "pip config set global.index-url https://me:hush@host/simple",
+        "docker login --password hush",
+        "export MY_PASS=hush GH_PAT=hush",
+        'curl -H "Authorization: Bearer hush"',
+    ],
+)
+def test_secrets_in_setup_are_refused_and_not_shown(cluster_file, line):
+    with pytest.raises(RecipeError, match="export it in the shell that submits") as refused:
         clusters.load(cluster_file(json.dumps({"setup": [line]})))
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize("option", [{"export": "ALL,HF_TOKEN=hush"}, {"comment": "token=hush"}])
+def test_secrets_in_options_are_refused(cluster_file, option):
+    with pytest.raises(RecipeError, match="holds a secret"):
+        clusters.load(cluster_file(json.dumps({"options": option})))
+
+
+@pytest.mark.parametrize("name", ["A B", "A;touch pwned", "$(x)", "1A", "A=B"])
+def test_names_of_variables_are_names(cluster_file, name):
+    with pytest.raises(RecipeError, match="is no name of a variable"):
+        clusters.load(cluster_file(json.dumps({"environment": {name: "x"}})))
+
+
+@pytest.mark.parametrize("section", [{"setup": ["a\nb"]}, {"environment": {"A": "a\nb"}}, {"options": {"a": "b c"}}])
+def test_values_are_single_lines_and_options_words(cluster_file, section):
+    with pytest.raises(RecipeError, match="is allowed here"):
+        clusters.load(cluster_file(json.dumps(section)))
+
+
+def test_one_process_drives_one_gpu(cluster_file):
+    with pytest.raises(RecipeError, match="one process drives one GPU"):
+        clusters.load(cluster_file("{gpus_per_node: 8, procs_per_node: 4}"))
+
+
+def test_the_script_asks_for_what_the_cluster_file_says(tmp_path):
+    cluster = Cluster(
+        nodes=3,
+        gpus_per_node=4,
+        cpus_per_node=24,
+        qos="high",
+        max_failures=7,
+        interface="ib0",
+        options={"mail-type": "END", "time": "1:00:00"},
+        container={"kind": "pyxis", "image": "registry#a:b", "mounts": ["/data:/data"]},
+    )
+    script = render(cluster, "run", tmp_path, ["r.yaml"]).splitlines()
+    options = dict((*line.removeprefix("#SBATCH --").split("=", 1), "")[:2] for line in script if line.startswith("#SBATCH"))
+    here, mounts = Path.cwd(), "--container-mounts="
+    assert options == {
+        "job-name": "run",
+        "nodes": "3",
+        "ntasks-per-node": "1",
+        "gpus-per-node": "4",
+        "cpus-per-task": "24",
+        "exclusive": "",
+        "time": "1:00:00",
+        "qos": "high",
+        "signal": "B:USR1@300",
+        "requeue": "",
+        "open-mode": "append",
+        "output": f"{tmp_path}/job-%j.log",
+        "mail-type": "END",
+    }
+    for line in (
+        "export NCCL_SOCKET_IFNAME=ib0",
+        "export GLOO_SOCKET_IFNAME=ib0",
+        f"SRUN_OPTIONS=('--container-image=registry#a:b' '{mounts}{here}:{here},/data:/data' '--container-workdir={here}')",
+        "PROCS_PER_NODE=4",
+        "MAX_FAILURES=7",
+    ):
+        assert line in script
+
+
+def test_jobs_of_one_node_do_not_meet_at_one_port():
+    environ = {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "PROCS_PER_NODE": "2"}
+    environ |= {"MAIN_ADDRESS": "node0", "MAIN_PORT": "20001", "LOG_DIR": "/runs/x/logs/7.0"}
+    words = command(["r.yaml"], environ, "node0")
+    assert "--rdzv_backend" not in words and dict(pairwise(words))["--main_process_port"] == "0"
 
 
 def test_a_secret_that_is_read_from_elsewhere_is_none(cluster_file):
