@@ -108,6 +108,8 @@ class OrderConfig(Section):
     """samples shuffled together inside a lane; larger mixes better and reads more ahead"""
     mix_group: int = Field(8, ge=1)
     """consecutive batch slots that mixup and cutmix pair with each other; must divide the micro-batch when either is on"""
+    repeated: int = Field(1, ge=1)
+    """slots of a batch that an image takes, each with another crop (DeiT: 3); an epoch sees that much fewer images"""
 
     @property
     def source_weights(self) -> list[float] | None:
@@ -142,3 +144,11 @@ class DataConfig(Preprocessing, OrderConfig):
     """random changes of training images"""
     bad_samples: BadSamplesConfig = BadSamplesConfig()
     """what happens when an image cannot be used"""
+
+    @model_validator(mode="after")
+    def mixes_different_images(self) -> Self:
+        if self.augment.mixes and self.repeated > 1 and self.mix_group < 2 * self.repeated:
+            raise ValueError(
+                f"mix_group {self.mix_group} is less than twice repeated {self.repeated}: images would be mixed with themselves"
+            )
+        return self

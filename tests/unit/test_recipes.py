@@ -339,6 +339,7 @@ def test_augmentation_and_stochastic_depth_are_the_tables(leaf):
     three = bool(re.match("pretrain/deit3|.*deit3.*in21k", leaf))
     assert (augment.three_augment, augment.color_jitter) == (three, 0.3 * three)
     assert augment.crop == ("simple" if re.match(".*deit3.*in21k", leaf) else "inception")
+    assert cfg.data.repeated == (3 if re.match("pretrain/deit3-...-in1k", leaf) else 1)
     assert augment.erase == (0.25 if leaf.startswith("finetune/mae") else 0)
 
 
