@@ -306,6 +306,15 @@ def test_archives_of_synsets(gathered, imagenet, tmp_path, archive):
 
 
 @pytest.mark.usefixtures("imagenet")
+def test_synsets_without_images_may_be_among_the_classes(gathered, tmp_path):
+    """As Google's list of ImageNet-21k: two more than there are, sorted among the others."""
+    names = sorted([*SYNSETS, "n01440765", "n09859684"])
+    found, classes = gathered(tmp_path / "winter21_whole.tar", classes=names)
+    assert classes == names
+    assert [(key[:9], label) for key, label, _ in found[::2]] == [(SYNSETS[0], 0), (SYNSETS[1], 2), (SYNSETS[2], 3)]
+
+
+@pytest.mark.usefixtures("imagenet")
 def test_a_compressed_archive_is_refused(gathered, tmp_path):
     packed = tmp_path / "winter21_whole.tar.gz"
     packed.write_bytes(gzip.compress((tmp_path / "winter21_whole.tar").read_bytes()))
