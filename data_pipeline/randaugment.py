@@ -17,6 +17,7 @@ from data_pipeline.draw import Draw
 Operation = Callable[[Image.Image, float, Draw], Image.Image]
 
 FILL = (128, 128, 128)
+BICUBIC = Image.Resampling.BICUBIC
 TIMM_FILL = (124, 116, 104)  # ImageNet's mean
 # TensorFlow scales grey to 255.5 and truncates; Pillow rounds, hence the -1/2.
 _GREY = (0.2989 * 255.5 / 255, 0.5870 * 255.5 / 255, 0.1140 * 255.5 / 255, -0.5)
@@ -152,16 +153,14 @@ def _enhance(
 
 
 def _bicubic(image: Image.Image, *rows: float) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, rows, Image.Resampling.BICUBIC, fillcolor=TIMM_FILL)
+    return image.transform(image.size, Image.Transform.AFFINE, rows, BICUBIC, fillcolor=TIMM_FILL)
 
 
 # Source: timm/data/auto_augment.py, with `interpolation="bicubic"` as DeiT and MAE have it.
 TIMM_OPS: dict[str, Operation] = {
     **{name: OPS[name] for name in ("Equalize", "Invert", "SolarizeAdd")},
     "AutoContrast": lambda image, _strength, _draw: ImageOps.autocontrast(image),
-    "Rotate": lambda image, strength, draw: image.rotate(
-        _signed(30 * strength, draw), Image.Resampling.BICUBIC, fillcolor=TIMM_FILL
-    ),
+    "Rotate": lambda image, strength, draw: image.rotate(_signed(30 * strength, draw), BICUBIC, fillcolor=TIMM_FILL),
     # No bits, at strength 1, is black, as in Pillow before it refused that.
     "Posterize": lambda image, strength, _draw: image.point([k & -(16 << int(4 * strength)) for k in range(256)] * 3),
     "Solarize": lambda image, strength, _draw: ImageOps.solarize(image, 256 - int(256 * strength)),

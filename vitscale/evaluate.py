@@ -20,19 +20,12 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 
 @torch.no_grad()
 def evaluate(
-    model: Model,
-    batches: Iterable[Batch],
-    config: Preprocessing,
-    num_classes: int,
-    dtype: torch.dtype,
-    world: World,
-    real_NR: torch.Tensor | None = None,
+    model: Model, batches: Iterable[Batch], config: Preprocessing, tally: Tally, dtype: torch.dtype, world: World
 ) -> Tally:
-    """What is counted over all ranks' batches. Call on every rank.
+    """The tally of all ranks' batches. Call on every rank.
 
     `model` maps images_BCHW to logits_BK and must be in evaluation mode. Worthless when all ranks agree to stop on the way.
     """
-    tally = Tally(num_classes, world.device, real_NR)
     for batch in world.until_stop(batches):
         batch = batch.to(world.device)
         tally.add(batch, model(normalise(batch.images_BHWC, config.mean, config.std).to(dtype)).float())
@@ -49,7 +42,8 @@ def evaluate_on(manifest: str, pretrained: Pretrained, batch: int, world: World,
     listed.check_classes(info.classes, "the model")
     batches = _batches(listed, pretrained, batch, info.model.num_classes, world)
     real_NR = read_real(real, Shards(listed), info.model.num_classes) if real else None
-    return evaluate(pretrained.model.to(world.device), batches, info, info.model.num_classes, torch.float32, world, real_NR)
+    tally = Tally(info.model.num_classes, world.device, real_NR)
+    return evaluate(pretrained.model.to(world.device), batches, info, tally, torch.float32, world)
 
 
 def features_of(
