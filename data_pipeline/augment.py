@@ -7,7 +7,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from data_pipeline.config import AugmentConfig
 from data_pipeline.draw import Draw
-from data_pipeline.randaugment import randaugment
+from data_pipeline.randaugment import RANDAUGMENTS
 
 _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 _ORDERS = tuple(itertools.permutations(range(len(_ENHANCERS))))
@@ -22,7 +22,7 @@ def augment(image_HWC: np.ndarray, config: AugmentConfig, draw: Draw) -> np.ndar
         image = three_augment(image, draw)
     if config.color_jitter:
         image = color_jitter(image, config.color_jitter, draw)
-    return np.asarray(randaugment(image, config.randaugment_layers, config.randaugment_magnitude, draw))
+    return np.asarray(RANDAUGMENTS[config.randaugment](image, config.randaugment_layers, config.randaugment_magnitude, draw))
 
 
 def three_augment(image: Image.Image, draw: Draw) -> Image.Image:

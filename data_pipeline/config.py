@@ -57,10 +57,12 @@ class AugmentConfig(Section):
     """one of grey, solarise and blur (DeiT III)"""
     color_jitter: float = Field(0.0, ge=0.0, le=1.0)
     """brightness, contrast and saturation each times a factor from 1 - x to 1 + x; 0 = off"""
+    randaugment: Literal["tf", "timm"] = "tf"
+    """tf: as in AugReg, moves and holes in pixels, meant for images of 224; timm: its rand-mstd0.5-inc1, as in DeiT and MAE"""
     randaugment_layers: int = Field(0, ge=0)
-    """operations of RandAugment (TF's, as in AugReg) applied one after another; 0 = off"""
+    """operations of RandAugment applied one after another; 0 = off"""
     randaugment_magnitude: float = Field(10.0, ge=0.0, le=30.0)
-    """strength of RandAugment's operations; above 10 extrapolates. Moves and holes are in pixels, meant for images of 224"""
+    """strength of RandAugment's operations; above 10 tf's extrapolate and timm's are those of 10"""
     erase: float = Field(0.0, ge=0.0, le=1.0)
     """probability that a random rectangle is replaced by noise (random erasing)"""
     mixup: float = Field(0.0, ge=0.0, le=2.0)
@@ -108,6 +110,8 @@ class OrderConfig(Section):
     """samples shuffled together inside a lane; larger mixes better and reads more ahead"""
     mix_group: int = Field(8, ge=1)
     """consecutive batch slots that mixup and cutmix pair with each other; must divide the micro-batch when either is on"""
+    repeated: int = Field(1, ge=1)
+    """slots of a batch that an image takes, each with another crop (DeiT: 3); an epoch sees that much fewer images"""
 
     @property
     def source_weights(self) -> list[float] | None:
@@ -142,3 +146,11 @@ class DataConfig(Preprocessing, OrderConfig):
     """random changes of training images"""
     bad_samples: BadSamplesConfig = BadSamplesConfig()
     """what happens when an image cannot be used"""
+
+    @model_validator(mode="after")
+    def mixes_different_images(self) -> Self:
+        if self.augment.mixes and self.repeated > 1 and self.mix_group < 2 * self.repeated:
+            raise ValueError(
+                f"mix_group {self.mix_group} is less than twice repeated {self.repeated}: images would be mixed with themselves"
+            )
+        return self

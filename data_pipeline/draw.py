@@ -4,6 +4,7 @@ The key of a Philox counter generator (Salmon et al., SC 2011) is (seed, purpose
 raw 64-bit words are taken from numpy: they are guaranteed never to change, `Generator`'s distributions are not (NEP 19).
 """
 
+import math
 from enum import IntEnum
 from typing import Any
 
@@ -75,6 +76,10 @@ class Draw:
     def word(self) -> int:
         """64 random bits, as a number that fits int64."""
         return int(self._bits.random_raw()) - 2**63
+
+    def normal(self, mean: float, std: float) -> float:
+        """Of the normal distribution, by Box and Muller (1958)."""
+        return mean + std * math.sqrt(-2 * math.log(1 - self.uniform())) * math.cos(2 * math.pi * self.uniform())
 
     def beta(self, alpha: float) -> float:
         """Beta(alpha, alpha) by Johnk's rejection (1964), which needs uniforms only."""

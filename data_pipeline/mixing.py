@@ -18,8 +18,8 @@ def prepare(batch: Batch, config: DataConfig, num_classes: int, dtype: torch.dty
         images_BCHW = erase(images_BCHW, batch.erase_B4, batch.noise_B)
     if augment.mixes:
         weight_BHW = own_weight(batch.mix_B, batch.cut_B4, *images_BCHW.shape[2:])
-        images_BCHW = mix(images_BCHW, weight_BHW[:, None], config.mix_group)
-        targets_BC = mix(targets_BC, batch.mix_B[:, None], config.mix_group)
+        images_BCHW = mix(images_BCHW, weight_BHW[:, None], config.mix_group, config.repeated)
+        targets_BC = mix(targets_BC, batch.mix_B[:, None], config.mix_group, config.repeated)
     return images_BCHW.to(dtype), targets_BC
 
 
@@ -49,7 +49,7 @@ def inside(box_B4: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return ((rows >= y) & (rows < y + h))[:, :, None] & ((columns >= x) & (columns < x + w))[:, None, :]
 
 
-def mix(values: torch.Tensor, weight: torch.Tensor, group: int) -> torch.Tensor:
-    """weight * own + (1 - weight) * the next slot's, wrapping round inside each group; the weight broadcasts."""
-    neighbour = values.unflatten(0, (-1, group)).roll(-1, dims=1).flatten(0, 1)
+def mix(values: torch.Tensor, weight: torch.Tensor, group: int, shift: int = 1) -> torch.Tensor:
+    """weight * own + (1 - weight) * that of `shift` slots on, wrapping round inside each group; the weight broadcasts."""
+    neighbour = values.unflatten(0, (-1, group)).roll(-shift, dims=1).flatten(0, 1)
     return torch.lerp(neighbour, values, weight.to(values.dtype))

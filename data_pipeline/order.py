@@ -17,7 +17,7 @@ from data_pipeline.errors import DataError
 class Slots(NamedTuple):
     """Samples of one step in slot order: parallel arrays of int64. Samples are numbered through all sources."""
 
-    epochs: np.ndarray
+    epochs: np.ndarray  # how often the sample was used before
     samples: np.ndarray
 
 
@@ -73,6 +73,7 @@ class Order:
         shuffle_block: int,
         seed: int,
         weights: Sequence[float] | None = None,
+        repeated: int = 1,
     ) -> None:
         if global_batch % lanes:
             raise DataError(f"{lanes} lanes do not divide a global batch of {global_batch}; choose one of its divisors")
@@ -80,7 +81,7 @@ class Order:
         self.sources = [Source(sizes, k, n, seed) for k, (sizes, n) in enumerate(zip(sources, counts, strict=True))]
         self.first_sample = np.cumsum([0, *(source.num_samples for source in self.sources)])  # of each source, and the end
         self.lanes, self.per_lane = lanes, global_batch // lanes
-        self.block, self.seed = shuffle_block, seed
+        self.block, self.seed, self.repeated = shuffle_block, seed, repeated
         self._owner = interleave(counts)
 
     @property
@@ -93,9 +94,11 @@ class Order:
             raise DataError(f"{self.lanes} lanes cannot feed {ranks} ranks evenly; choose a divisor of the lanes")
         return rank * self.lanes // ranks, (rank + 1) * self.lanes // ranks
 
-    def view(self, first_lane: int, end_lane: int, opened: Callable[[np.ndarray], Any] | None = None) -> "LaneView":
-        """The order as the owner of lanes [first_lane, end_lane) meets it, step by step; see `LaneView` for `opened`."""
-        return LaneView(self, first_lane, end_lane, opened)
+    def view(
+        self, first_lane: int, end_lane: int, opened: Callable[[np.ndarray], Any] | None = None
+    ) -> "LaneView | RepeatedView":
+        """The order as the owner of the slots of lanes [first_lane, end_lane) meets it; see `LaneView` for `opened`."""
+        return (RepeatedView if self.repeated > 1 else LaneView)(self, first_lane, end_lane, opened)
 
     def block_at(self, lane: int, position: int) -> Block:
         """The block that holds a lane's position."""
@@ -170,6 +173,32 @@ class LaneView:
                 self._handles[row] = self.opened(block.samples)
         rows = np.arange(len(self._start))
         return self._epochs.copy(), self._samples[rows, position - self._start], self._handles.copy()
+
+
+class RepeatedView:
+    """The same of an order whose samples stand in `repeated` slots each, one after another (Hoffer et al. 2020).
+
+    As many steps go through the samples of one step of the order. Here each has a view of the lanes that it takes them from.
+    """
+
+    def __init__(self, order: Order, first_lane: int, end_lane: int, opened: Callable[[np.ndarray], Any] | None = None) -> None:
+        self.repeated, per_lane = order.repeated, order.per_lane
+        self.handles: list[Any] = []
+        self._parts = []
+        for part in range(order.repeated):
+            slots = part * order.lanes * per_lane + np.arange(first_lane * per_lane, end_lane * per_lane)
+            places = slots // order.repeated  # slots of the order's own step
+            first, last = places[[0, -1]].tolist()
+            lanes = LaneView(order, first // per_lane, last // per_lane + 1, opened)
+            self._parts.append((lanes, places - first // per_lane * per_lane, slots % order.repeated))
+
+    def step(self, step: int) -> Slots:
+        """This view's samples of a global step, in slot order; each of a sample's slots counts as an epoch of its own."""
+        number, part = divmod(step, self.repeated)
+        lanes, places, nth = self._parts[part]
+        epochs, samples = lanes.step(number)
+        self.handles = [lanes.handles[place] for place in places.tolist()]
+        return Slots(epochs[places] * self.repeated + nth, samples[places])
 
 
 def fingerprint(slots: Slots, first_position: int) -> int:

@@ -49,7 +49,7 @@ def _picture(shards: Shards, sample: int, training: Training | None) -> Picture:
         pixels = preview(image, sample, training) if training else decode(image)
     except BadSampleError as error:
         caption = f"damaged: {error}"
-    return Picture(pixels, caption, block.keys()[sample])
+    return Picture(pixels, caption, block.keys[sample])
 
 
 def preview(image: bytes, sample: int, training: Training) -> np.ndarray:

@@ -1,21 +1,24 @@
-"""RandAugment (Cubuk et al. 2020) as AugReg was trained with it: the TensorFlow operations, oddities kept.
+"""RandAugment (Cubuk et al. 2020) as AugReg was trained with it, the TensorFlow operations, oddities kept; and timm's.
 
-Source: big_vision `pp/autoaugment.py` of 2022. Where Pillow's own operation is the same arithmetic it is used. Of strength 1
-(magnitude 10) upwards the arguments extrapolate; 1.5 and 2 are AugReg's "medium" and "strong".
+Source of the first: big_vision `pp/autoaugment.py` of 2022. Where Pillow's own operation is the same arithmetic it is used. Of
+strength 1 (magnitude 10) upwards the arguments extrapolate; 1.5 and 2 are AugReg's "medium" and "strong".
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from data_pipeline.draw import Draw
 
 Operation = Callable[[Image.Image, float, Draw], Image.Image]
 
 FILL = (128, 128, 128)
+BICUBIC = Image.Resampling.BICUBIC
+TIMM_FILL = (124, 116, 104)  # ImageNet's mean
 # TensorFlow scales grey to 255.5 and truncates; Pillow rounds, hence the -1/2.
 _GREY = (0.2989 * 255.5 / 255, 0.5870 * 255.5 / 255, 0.1140 * 255.5 / 255, -0.5)
 # TensorFlow truncates a thirteenth: any offset between -1/2 and -1/2 + 1/13 makes Pillow's rounding do so.
@@ -28,6 +31,15 @@ def randaugment(image: Image.Image, layers: int, magnitude: float, draw: Draw) -
     for _ in range(layers):
         operation = tuple(OPS.values())[draw.integer(len(OPS))]
         image = operation(image, magnitude / 10, draw)
+    return image
+
+
+def timm_randaugment(image: Image.Image, layers: int, magnitude: float, draw: Draw) -> Image.Image:
+    """timm's `rand-mM-mstd0.5-inc1`: each layer half the time, at N(M, 0.5) cut off at 0 and 10, stronger with it in all."""
+    for _ in range(layers):
+        operation = tuple(TIMM_OPS.values())[draw.integer(len(TIMM_OPS))]
+        if draw.uniform() < 0.5:
+            image = operation(image, min(max(draw.normal(magnitude, 0.5), 0.0), 10.0) / 10, draw)
     return image
 
 
@@ -132,3 +144,30 @@ OPS: dict[str, Operation] = {
     "Cutout": lambda image, strength, draw: cutout(image, int(40 * strength), draw),
     "SolarizeAdd": lambda image, strength, _draw: solarize_add(image, int(110 * strength)),
 }
+
+
+def _enhance(
+    kind: Callable[[Image.Image], ImageEnhance._Enhance], image: Image.Image, strength: float, draw: Draw
+) -> Image.Image:
+    return kind(image).enhance(max(0.1, 1 + _signed(0.9 * strength, draw)))
+
+
+def _bicubic(image: Image.Image, *rows: float) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, rows, BICUBIC, fillcolor=TIMM_FILL)
+
+
+# Source: timm/data/auto_augment.py, with `interpolation="bicubic"` as DeiT and MAE have it.
+TIMM_OPS: dict[str, Operation] = {
+    **{name: OPS[name] for name in ("Equalize", "Invert", "SolarizeAdd")},
+    "AutoContrast": lambda image, _strength, _draw: ImageOps.autocontrast(image),
+    "Rotate": lambda image, strength, draw: image.rotate(_signed(30 * strength, draw), BICUBIC, fillcolor=TIMM_FILL),
+    # No bits, at strength 1, is black, as in Pillow before it refused that.
+    "Posterize": lambda image, strength, _draw: image.point([k & -(16 << int(4 * strength)) for k in range(256)] * 3),
+    "Solarize": lambda image, strength, _draw: ImageOps.solarize(image, 256 - int(256 * strength)),
+    **{name: partial(_enhance, getattr(ImageEnhance, name)) for name in ("Color", "Contrast", "Brightness", "Sharpness")},
+    "ShearX": lambda image, strength, draw: _bicubic(image, 1, _signed(0.3 * strength, draw), 0, 0, 1, 0),
+    "ShearY": lambda image, strength, draw: _bicubic(image, 1, 0, 0, _signed(0.3 * strength, draw), 1, 0),
+    "TranslateX": lambda image, strength, draw: _bicubic(image, 1, 0, _signed(0.45 * strength, draw) * image.width, 0, 1, 0),
+    "TranslateY": lambda image, strength, draw: _bicubic(image, 1, 0, 0, 0, 1, _signed(0.45 * strength, draw) * image.height),
+}
+RANDAUGMENTS = {"tf": randaugment, "timm": timm_randaugment}

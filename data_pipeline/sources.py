@@ -1,4 +1,4 @@
-"""Where images to build from come from: class folders, listings, parquet files, shards, ImageNet's archives."""
+"""Where images to build from come from: class folders, listings, parquet files, shards, archives as they are distributed."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipeline import imagenet
+from data_pipeline import cifar, imagenet
 from data_pipeline.collection import Collection, Item, labelled
 from data_pipeline.errors import DataError
 from data_pipeline.imagenet import EXTENSIONS
@@ -32,6 +32,7 @@ class Reading(NamedTuple):
     label: str = "auto"  # rule for shards, see labels.py
     classes: Sequence[str] = ()
     synsets: str = ""  # of the validation images of ImageNet
+    held_out: bool = False  # of an archive that has both, the test images
     allow_pipe: bool = False
 
 
@@ -50,7 +51,7 @@ def collect(source: Source, reading: Reading) -> Collection:
     if made := re.fullmatch(r"shapes:([1-9]\d{0,6})", source.name):
         return shapes(int(made[1]))
     if path.is_dir():
-        return folder(path)
+        return folder(path, reading.classes)
     if not path.is_file():
         raise DataError(f"{source.name}: does not exist; {SEE}")
     if suffix in (".csv", ".jsonl"):
@@ -59,6 +60,8 @@ def collect(source: Source, reading: Reading) -> Collection:
         return parquet(path, reading)
     if suffix == ".tar":
         return tar(source, reading)
+    if cifar.ARCHIVE.fullmatch(path.name):
+        return cifar.images(path, reading.held_out, reading.spool)
     compressed = "gunzip it first, compressed files cannot be read at random; " if suffix in (".gz", ".tgz") else ""
     raise DataError(f"{source.name}: {compressed}{SEE}")
 
@@ -76,20 +79,23 @@ def digits() -> Collection:
     return Collection(images, [str(digit) for digit in range(10)])
 
 
-def folder(root: Path) -> Collection:
-    """Class folders: `root/CLASS/**/IMAGE`; classes numbered in sorted order."""
+def folder(root: Path, known: Sequence[str] = ()) -> Collection:
+    """Class folders: `root/CLASS/**/IMAGE`; classes numbered in sorted order, folders 0, 1, 2, ... by themselves, without names
+    (as in ImageNet-V2) unless these are `known`."""
     classes = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if not classes:
         raise DataError(f"{root}: no class folders here; expected {root}/CLASS/IMAGE.jpg")
+    numbers = [str(number) for number in range(len(classes))]
+    numbered = set(classes) == set(numbers) and not set(classes) <= set(known)
     images = [
         Item(str(path.relative_to(root).with_suffix("")), extension, label, str(path), 0, path.stat().st_size)
-        for label, name in enumerate(classes)
+        for label, name in enumerate(numbers if numbered else classes)
         for path in sorted((root / name).rglob("*"))
         if (extension := path.suffix.lower().lstrip(".")) in EXTENSIONS and path.is_file()
     ]
     if not images:
         raise DataError(f"{root}: no images in its class folders; allowed endings are {', '.join(EXTENSIONS)}")
-    return Collection(images, classes)
+    return Collection(images, [] if numbered else classes)
 
 
 def listing(path: Path, classes: Sequence[str] = ()) -> Collection:

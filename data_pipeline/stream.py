@@ -1,6 +1,7 @@
 """Samples out of shards: a block of them by one ranged read, and all in planned order."""
 
 import contextlib
+import functools
 import hashlib
 import threading
 from collections import deque
@@ -82,7 +83,7 @@ class Shards:
 
     def keys(self, samples: Sequence[int] | np.ndarray) -> dict[int, str]:
         """The keys of these samples by number, and of those between them: two reads for each shard among them."""
-        return Loaded(self, list(self._parts(samples))).keys()
+        return Loaded(self, list(self._parts(samples))).keys
 
     def _parts(self, samples: Sequence[int] | np.ndarray) -> Iterator["_Part"]:
         ordered = np.sort(samples)
@@ -130,7 +131,7 @@ class Shards:
         """One sample by its number; its bytes are checked against the index."""
         block = self.load([sample])
         image, label = block.image(sample)
-        return RawSample(block.keys()[sample], image, label)
+        return RawSample(block.keys[sample], image, label)
 
     def key(self, sample: int) -> str:
         return self.keys([sample])[sample]
@@ -185,6 +186,7 @@ class Loaded:
         part, (offset, *_, lead, span) = self._find(sample)
         return unpack(part.read(offset - lead, offset - lead + span))
 
+    @functools.cached_property
     def keys(self) -> dict[int, str]:
         """The key of every sample by its number; a read for each shard among them."""
         found = {}
@@ -216,8 +218,12 @@ def read_ahead_steps(per_lane: int, shuffle_block: int) -> int:
     return min(MAX_READ_AHEAD_STEPS, max(1, shuffle_block // (2 * per_lane)))
 
 
-def resident_samples(lanes: int, per_lane: int, shuffle_block: int) -> int:
-    """Encoded images that the owner of `lanes` holds at a time: a block each, and what is read ahead or being decoded."""
+def resident_samples(lanes: int, per_lane: int, shuffle_block: int, repeated: int = 1) -> int:
+    """Encoded images that the owner of `lanes` holds at a time: a block each, and what is read ahead or being decoded.
+
+    Where images are repeated, its slots lie in as many runs of lanes, whose ends it shares with others.
+    """
+    lanes = min(repeated * lanes, lanes + 2 * repeated)
     return lanes * (shuffle_block + (read_ahead_steps(per_lane, shuffle_block) + PREFETCH_STEPS) * per_lane)
 
 
@@ -254,14 +260,11 @@ def planned(shards: Shards, order: Order, lanes: tuple[int, int], start: int, st
 
     `wds.DataPipeline(lambda: planned(...), wds.decode("rgb"), ...)` composes one's own stages after the planned order.
     """
-    keys: dict[int, str] = {}  # of the blocks in use
     for step in steps(shards, order, lanes, start, stop):
         for epoch, sample, block in zip(step.slots.epochs.tolist(), step.slots.samples.tolist(), step.blocks, strict=True):
             loaded = block.result()
-            if sample not in keys:
-                keys.update(loaded.keys())
             url = shards.place(sample).url
-            yield {"__key__": keys.pop(sample), "__url__": url, "__epoch__": epoch, **loaded.members(sample)}
+            yield {"__key__": loaded.keys[sample], "__url__": url, "__epoch__": epoch, **loaded.members(sample)}
 
 
 def list_steps(

@@ -9,8 +9,9 @@ from vitscale.cli_inspect import add_inspect_commands
 
 SOURCES_HELP = (
     "folder of class folders; .csv or .jsonl with `path` and `label`; .parquet with `image` and `label`; webdataset tars "
-    "(brace lists, urls); ILSVRC2012_img_train.tar; ImageNet-21k (tar of tars, or their folder); `digits`, 1,797 scans "
-    "inside scikit-learn; or `shapes:20000`, so many made pictures"
+    "(brace lists, urls); ILSVRC2012_img_train.tar; ImageNet-21k (tar of tars, or their folder); cifar-10-binary.tar.gz or "
+    "cifar-100-binary.tar.gz (as --val their test images); `digits`, 1,797 scans inside scikit-learn; or `shapes:20000`, so "
+    "many made pictures"
 )
 CLASSES_HELP = "text file with one class name per line, in the order of their numbers"
 LABEL_HELP = "where tars have labels: cls, txt, json:FIELD, none, or auto (.cls, else `label` in .json, else .txt; the default)"
@@ -93,7 +94,8 @@ def run_data_build(args: argparse.Namespace) -> None:
     with build.spool(args.out, alone=whole) as spool:
         reading = sources.Reading(spool, args.label, classes, args.synsets, args.allow_pipe)
         train = build.gather(args.sources, reading, args.workers)
-        val = build.gather(args.val, reading._replace(classes=train.classes), args.workers) if args.val else None
+        held_out = reading._replace(classes=train.classes, held_out=True)
+        val = build.gather(args.val, held_out, args.workers) if args.val else None
         manifests = build.build(
             train,
             args.out,

@@ -168,15 +168,17 @@ def _order(args: argparse.Namespace) -> "tuple[list[Manifest], Order]":
         cfg = recipe.load(args.recipe)
         locations, weights = [source.manifest for source in cfg.data.train], cfg.data.source_weights
         batch, lanes, block, first = cfg.train.global_batch, cfg.lanes, cfg.data.shuffle_block, cfg.seed
+        repeated = cfg.data.repeated
     else:
         default_block = DataConfig.model_fields["shuffle_block"].default
         locations, weights, batch, lanes, block, first = [], None, args.global_batch, args.global_batch, default_block, 0
+        repeated = 1
     locations = args.manifests or locations
     lanes, block, first = args.lanes or lanes, args.shuffle_block or block, first if args.seed is None else args.seed
     if not locations or (weights and len(weights) != len(locations)):
         raise DataError(f"data order: {len(locations)} manifests; give one or more, or none for those of --recipe")
     manifests = [read_manifest(location) for location in locations]
-    return manifests, Order([manifest.samples for manifest in manifests], batch, lanes, block, first, weights)
+    return manifests, Order([manifest.samples for manifest in manifests], batch, lanes, block, first, weights, repeated)
 
 
 def run_data_simulate(args: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ def add_model_commands(commands: Commands) -> None:
         PROCS,
     )
     evaluate.add_argument("--data", required=True, help="manifest of the shards")
+    evaluate.add_argument("--real", help="real.json: also accuracy on ImageNet's reassessed labels (ReaL)")
     evaluate.add_argument("--out", type=Path, help="folder for accuracy by class, confusions and some predictions")
 
     example = "vitscale fewshot models:/digits-vit@champion --train data/pets/train.json --test data/pets/val.json"
@@ -81,7 +82,7 @@ def run_eval(args: argparse.Namespace) -> int:
     def evaluate(loaded: "Pretrained", world: "World") -> None:
         from vitscale.evaluate import evaluate_on
 
-        tally = evaluate_on(args.data, loaded, args.batch, world)
+        tally = evaluate_on(args.data, loaded, args.batch, world, args.real)
         if world.stopping or not world.is_main:
             return
         if args.out:

@@ -11,6 +11,7 @@ from data_pipeline.mixing import normalise
 from data_pipeline.stream import Shards
 from vitscale import fewshot
 from vitscale.pretrained import Pretrained
+from vitscale.real import read_real
 from vitscale.tally import Tally
 from vitscale.world import World
 
@@ -19,13 +20,12 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 
 @torch.no_grad()
 def evaluate(
-    model: Model, batches: Iterable[Batch], config: Preprocessing, num_classes: int, dtype: torch.dtype, world: World
+    model: Model, batches: Iterable[Batch], config: Preprocessing, tally: Tally, dtype: torch.dtype, world: World
 ) -> Tally:
-    """What is counted over all ranks' batches. Call on every rank.
+    """The tally of all ranks' batches. Call on every rank.
 
     `model` maps images_BCHW to logits_BK and must be in evaluation mode. Worthless when all ranks agree to stop on the way.
     """
-    tally = Tally(num_classes, world.device)
     for batch in world.until_stop(batches):
         batch = batch.to(world.device)
         tally.add(batch, model(normalise(batch.images_BHWC, config.mean, config.std).to(dtype)).float())
@@ -34,14 +34,16 @@ def evaluate(
     return tally
 
 
-def evaluate_on(manifest: str, pretrained: Pretrained, batch: int, world: World) -> Tally:
-    """The same of a loaded model on the shards of a manifest. Call on every rank."""
+def evaluate_on(manifest: str, pretrained: Pretrained, batch: int, world: World, real: str | None = None) -> Tally:
+    """The same of a loaded model on the shards of a manifest; `real`: the file of ReaL labels. Call on every rank."""
     info, listed = pretrained.info, read_manifest(manifest)
     listed.check()
     listed.check_labels(info.model.num_classes)
     listed.check_classes(info.classes, "the model")
     batches = _batches(listed, pretrained, batch, info.model.num_classes, world)
-    return evaluate(pretrained.model.to(world.device), batches, info, info.model.num_classes, torch.float32, world)
+    real_NR = read_real(real, Shards(listed), info.model.num_classes) if real else None
+    tally = Tally(info.model.num_classes, world.device, real_NR)
+    return evaluate(pretrained.model.to(world.device), batches, info, tally, torch.float32, world)
 
 
 def features_of(

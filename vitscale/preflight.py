@@ -114,5 +114,6 @@ def window_bytes(cfg: RunConfig, ranks: int, train: Sequence[Manifest | None]) -
     """Encoded images that one rank holds at a time: its shuffle blocks, and what is read ahead and being decoded."""
     found = [manifest for manifest in train if manifest]
     images, num_bytes = sum(manifest.num_samples for manifest in found), sum(int(manifest.bytes.sum()) for manifest in found)
-    held = resident_samples(cfg.lanes // ranks, cfg.train.global_batch // cfg.lanes, cfg.data.shuffle_block)
+    lanes, per_lane = cfg.lanes // ranks, cfg.train.global_batch // cfg.lanes
+    held = resident_samples(lanes, per_lane, cfg.data.shuffle_block, cfg.data.repeated)
     return held * (num_bytes / images if images else IMAGE_BYTES)

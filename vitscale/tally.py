@@ -14,6 +14,7 @@ from data_pipeline.peek import Picture, contact_sheet
 from data_pipeline.stats import class_name
 from data_pipeline.storage import replace
 from vitscale.loss import softmax
+from vitscale.real import count_real
 from vitscale.world import World
 
 MAX_COUNTED, MAX_WRITTEN = 1000, 100  # classes whose confusions are counted; of which all are written
@@ -24,28 +25,34 @@ NUM_SHOWN, SHOWN_PIXELS = 16, 128
 class Tally:
     """Sums over batches, each slot times its weight, and the first images with what was said of them."""
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
+    def __init__(self, num_classes: int, device: torch.device, real_NR: torch.Tensor | None = None) -> None:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # see `count`
         columns = num_classes if num_classes <= MAX_COUNTED else 2
         self.guesses_KC = torch.zeros(num_classes, columns, dtype=torch.int64, device=device)
         """images by true class and first guess; of very many classes, by true class and whether the guess was right"""
+        self.real = torch.zeros(2, dtype=torch.int64, device=device)  # see `count_real`
+        self._real_NR = real_NR
         self._first: tuple[Batch, torch.Tensor] | None = None
 
     def add(self, batch: Batch, logits_BK: torch.Tensor) -> None:
         self._first = self._first or (next(batch.split(NUM_SHOWN)), logits_BK[:NUM_SHOWN])
         self.sums += count(logits_BK, batch.labels_B, batch.weight_B)
         guess_B = best(logits_BK)[:, 0]
+        if self._real_NR is not None:
+            labels_BR = self._real_NR[batch.slots.samples].to(guess_B.device)
+            self.real += count_real(guess_B[: len(labels_BR)], labels_BR)  # what pads a batch is at its end
         column_B = guess_B if self._is_square else (guess_B == batch.labels_B).long()
         self.guesses_KC.index_put_((batch.labels_B, column_B), batch.weight_B.long(), accumulate=True)
 
     def sum_over_ranks(self, world: World) -> None:
         """Call on every rank."""
-        self.sums, self.guesses_KC = world.sum(self.sums), world.sum(self.guesses_KC)
+        self.sums, self.guesses_KC, self.real = (world.sum(found) for found in (self.sums, self.guesses_KC, self.real))
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`top1`, `top5`, `loss` (mean cross-entropy) and `images`."""
-        return summarise(self.sums)
+        """`top1`, `top5`, `loss` (mean cross-entropy) and `images`; with ReaL labels `real`, of the images that have any."""
+        right, images = self.real.tolist()
+        return summarise(self.sums) | ({"real": right / images} if images else {})
 
     @property
     def _is_square(self) -> bool:

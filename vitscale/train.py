@@ -147,7 +147,8 @@ def open_shards(sources: Sequence[SourceConfig], hardware: HardwareConfig) -> Sh
 def build_train_loader(train: Shards, cfg: RunConfig, start: int, stop: int, world: World) -> Loader:
     """This rank's share of steps [start, stop)."""
     sizes = [manifest.samples for manifest in train.manifests]
-    order = Order(sizes, cfg.train.global_batch, cfg.lanes, cfg.data.shuffle_block, cfg.seed, cfg.data.source_weights)
+    block, weights = cfg.data.shuffle_block, cfg.data.source_weights
+    order = Order(sizes, cfg.train.global_batch, cfg.lanes, block, cfg.seed, weights, cfg.data.repeated)
     model, numbers = cfg.model, range(start, stop)
     return train_loader(train, order, cfg.data, model.image_size, model.num_classes, cfg.seed, numbers, layout(cfg, world))
 

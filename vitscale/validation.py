@@ -44,7 +44,8 @@ class Validation(NamedTuple):
     def _count(self, engine: Engine, prefix: str, verdict: Verdict) -> None:
         if self.val is None:
             return
-        tally = evaluate(engine, self.val, self.cfg.data, self.cfg.model.num_classes, engine.dtype, engine.world)
+        tally = Tally(self.cfg.model.num_classes, engine.world.device)
+        tally = evaluate(engine, self.val, self.cfg.data, tally, engine.dtype, engine.world)
         verdict.tallies[prefix] = tally
         if not engine.world.stopping:
             verdict.scores.update({f"{prefix}/{name}": value for name, value in tally.metrics.items()})

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.config import DataConfig, Section
+from data_pipeline.config import AugmentConfig, DataConfig, Section
 from data_pipeline.crop import resize
+from data_pipeline.randaugment import RANDAUGMENTS
 from vitscale.config import HardwareConfig, OptimConfig, RunConfig, ScheduleConfig, TrainConfig
 from vitscale.engine import DTYPES
 from vitscale.loss import LOSSES
@@ -30,6 +31,7 @@ def choices(section, field):
         (OptimConfig, "name", STATE),
         (OptimConfig, "moment_dtype", DTYPES),
         (HardwareConfig, "precision", DTYPES),
+        (AugmentConfig, "randaugment", RANDAUGMENTS),
     ],
 )
 def test_every_choice_has_code_and_all_code_can_be_chosen(section, field, known):

@@ -333,12 +333,14 @@ def test_augmentation_and_stochastic_depth_are_the_tables(leaf):
     ((layers, magnitude, mixup, cutmix),) = (row for pattern, row in AUGMENT.items() if re.fullmatch(pattern, leaf))
     assert (augment.randaugment_layers, augment.mixup, augment.cutmix) == (layers, mixup, cutmix)
     assert magnitude is None or augment.randaugment_magnitude == magnitude
+    assert augment.randaugment == ("timm" if magnitude == 9 else "tf")
     size = "blh".find(re.sub(r".*-([blh])\d\d.*", r"\1", leaf))
     known = [rates[size] for pattern, rates in DROP_PATH.items() if re.fullmatch(f".*/{pattern}", leaf)]
     assert getattr(cfg.model, "drop_path", 0.0) == (known[0] if known else 0.0)
     three = bool(re.match("pretrain/deit3|.*deit3.*in21k", leaf))
     assert (augment.three_augment, augment.color_jitter) == (three, 0.3 * three)
     assert augment.crop == ("simple" if re.match(".*deit3.*in21k", leaf) else "inception")
+    assert cfg.data.repeated == (3 if re.match("pretrain/deit3-...-in1k", leaf) else 1)
     assert augment.erase == (0.25 if leaf.startswith("finetune/mae") else 0)
 
 

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from data_pipeline.augment import augment, color_jitter, three_augment
 from data_pipeline.draw import Draw, Purpose
-from data_pipeline.randaugment import randaugment
+from data_pipeline.randaugment import randaugment, timm_randaugment
 
 
 class Recipe(NamedTuple):
@@ -20,6 +20,7 @@ class Recipe(NamedTuple):
     color_jitter: float = 0.0
     randaugment_layers: int = 0
     randaugment_magnitude: float = 0.0
+    randaugment: str = "tf"
 
 
 def draws(number: int = 0) -> Draw:
@@ -123,6 +124,9 @@ def test_augmenting_is_each_change_asked_for_in_order(picture):
         augment(image, Recipe(randaugment_layers=2, randaugment_magnitude=15.0), draws(7)),
         np.asarray(randaugment(Image.fromarray(image), 2, 15.0, draws(7))),
     )
+    timms = Recipe(randaugment="timm", randaugment_layers=2, randaugment_magnitude=9.0)
+    expected = timm_randaugment(Image.fromarray(image), 2, 9.0, draws(7))
+    assert np.array_equal(augment(image, timms, draws(7)), np.asarray(expected))
     assert np.array_equal(image, picture(32, 24))
 
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import webdataset as wds
+from PIL import Image
 from pyarrow import parquet
 from scipy.io import savemat
 from serving import http_server
@@ -304,6 +306,15 @@ def test_archives_of_synsets(gathered, imagenet, tmp_path, archive):
 
 
 @pytest.mark.usefixtures("imagenet")
+def test_synsets_without_images_may_be_among_the_classes(gathered, tmp_path):
+    """As Google's list of ImageNet-21k: two more than there are, sorted among the others."""
+    names = sorted([*SYNSETS, "n01440765", "n09859684"])
+    found, classes = gathered(tmp_path / "winter21_whole.tar", classes=names)
+    assert classes == names
+    assert [(key[:9], label) for key, label, _ in found[::2]] == [(SYNSETS[0], 0), (SYNSETS[1], 2), (SYNSETS[2], 3)]
+
+
+@pytest.mark.usefixtures("imagenet")
 def test_a_compressed_archive_is_refused(gathered, tmp_path):
     packed = tmp_path / "winter21_whole.tar.gz"
     packed.write_bytes(gzip.compress((tmp_path / "winter21_whole.tar").read_bytes()))
@@ -330,6 +341,101 @@ def validation(tmp_path: Path, png: Callable) -> tuple[Path, list[str]]:
     images = {f"ILSVRC2012_val_0000000{n}.JPEG": png(n) for n in (3, 1, 2, 5, 4)}
     (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar_of(images))
     return tmp_path / "ILSVRC2012_img_val.tar", truth
+
+
+@pytest.fixture
+def numbered(tmp_path: Path, png: Callable) -> Path:
+    """As ImageNet-V2: folders 0 to 11, which as words stand in another order."""
+    root = tmp_path / "imagenetv2-matched-frequency-format-val"
+    for number in range(12):
+        (root / str(number)).mkdir(parents=True)
+        (root / str(number) / f"{number:x}cafe.jpeg").write_bytes(png(number))
+    return root
+
+
+def test_folders_that_are_numbers_are_the_labels(gathered, numbered, png):
+    found, classes = gathered(numbered)
+    assert classes == []
+    assert sorted(found) == sorted((f"{number}/{number:x}cafe", number, png(number)) for number in range(12))
+
+
+def test_numbered_folders_held_out_have_the_classes_of_training(numbered, images, tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{images[0]},n{9000 + n}\n" for n in range(12)))
+    with spool(tmp_path / "out") as folder:
+        train = gather([str(tmp_path / "list.csv")], Reading(folder))
+        val = gather([str(numbered)], Reading(folder, classes=train.classes, held_out=True))
+    assert val.classes == train.classes == [f"n{9000 + n}" for n in range(12)]
+    assert {image.key: image.label for image in val.images} == {f"{n}/{n:x}cafe": n for n in range(12)}
+
+
+def test_numbered_folders_are_names_where_there_are_such(gathered, numbered):
+    names = [str(number) for number in reversed(range(12))]
+    found, classes = gathered(numbered, classes=names)
+    assert classes == names
+    assert {key: label for key, label, _ in found} == {f"{n}/{n:x}cafe": 11 - n for n in range(12)}
+    (numbered / "12b").mkdir()
+    _, classes = gathered(numbered)
+    assert classes == sorted([*names, "12b"])
+
+
+CIFAR = {
+    "cifar-10-binary.tar.gz": ("cifar-10-batches-bin", "batches.meta.txt", ["data_batch_1", "data_batch_2"], "test_batch"),
+    "cifar-100-binary.tar.gz": ("cifar-100-binary", "fine_label_names.txt", ["train"], "test"),
+}
+FINE = ["frog", "aquarium_fish", "truck"]  # not sorted
+
+
+@pytest.fixture(params=CIFAR)
+def cifar(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, list, list]:
+    """(archive, training and test images), each (class, pixels) in order; with a coarse class of 9 in CIFAR-100."""
+    folder, names, train, test = CIFAR[request.param]
+    rng, files, known = np.random.default_rng(3), {}, []
+    for part in [*train, test]:
+        pixels = rng.integers(0, 256, (4, 32, 32, 3), np.uint8)
+        labels = rng.integers(0, 3, 4).tolist()
+        coarse = b"\x09" if "100" in request.param else b""
+        planes = [coarse + bytes([k]) + p.transpose(2, 0, 1).tobytes() for k, p in zip(labels, pixels, strict=True)]
+        files[f"{folder}/{part}.bin"] = b"".join(planes)
+        known.append(list(zip(labels, pixels, strict=True)))
+    files[f"{folder}/readme.html"] = b"x"
+    files[f"{folder}/{names}"] = ("\n".join(FINE) + "\n\n").encode()
+    if "100" in request.param:
+        files[f"{folder}/coarse_label_names.txt"] = b"animals\nvehicles\n"
+    archive = tmp_path / request.param
+    archive.write_bytes(gzip.compress(tar_of(dict(reversed(files.items())))))
+    return archive, list(itertools.chain(*known[:-1])), known[-1]
+
+
+def test_cifar_as_it_is_distributed(gathered, cifar):
+    archive, *parts = cifar
+    for split, held_out, known in zip(("train", "test"), (False, True), parts, strict=True):
+        found, classes = gathered(archive, held_out=held_out)
+        assert classes == FINE
+        assert [(key, label) for key, label, _ in found] == [(f"{split}-{n:05d}", label) for n, (label, _) in enumerate(known)]
+        for (_, _, image), (_, pixels) in zip(found, known, strict=True):
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(image))), pixels)
+
+
+def test_cifar_by_the_command_keeps_its_pixels(cifar, tmp_path, by_webdataset):
+    archive, train, test = cifar
+    words = (archive.name, "--val", archive.name, "--out", "out", "--workers", "1", "--no-shuffle")
+    command = [sys.executable, "-m", "vitscale.cli", "data", "build", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.returncode) == ("", 0)
+    for split, known in (("train", train), ("val", test)):
+        assert f"{split}.json: {len(known)} images in 1 shards, 3 classes" in done.stdout
+        samples = by_webdataset([tmp_path / "out" / f"{split}-00000.tar"], "rgb8")
+        assert [sample["cls"] for sample in samples] == [label for label, _ in known]
+        assert all(np.array_equal(sample["png"], pixels) for sample, (_, pixels) in zip(samples, known, strict=True))
+
+
+def test_a_damaged_archive_of_cifar_is_refused(gathered, cifar):
+    archive, *_ = cifar
+    content = archive.read_bytes()
+    for damaged in (content[: len(content) // 2], gzip.compress(tar_of({"a.bin": b"x"})), b"no archive", b""):
+        archive.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"{archive.name}: not CIFAR's binary version"):
+            gathered(archive)
 
 
 def write_devkit(path: Path, truth: list[str]) -> None:

@@ -43,9 +43,11 @@ def config(manifests: list[Manifest], weights: list[float] | None, **values) -> 
     return DataConfig.model_validate({"train": sources, "mix_group": 2, "shuffle_block": 4, "augment": EVERYTHING, **values})
 
 
-def run(manifests: list[Manifest], lanes: int, ranks: int, threads: int, micro: int, steps: range = STEPS) -> list[Hashes]:
+def run(
+    manifests: list[Manifest], lanes: int, ranks: int, threads: int, micro: int, steps: range = STEPS, **values
+) -> list[Hashes]:
     """What the ranks make of each step, in slot order."""
-    cfg = config(manifests, [3.0, 1.0] if len(manifests) == 2 else None)
+    cfg = config(manifests, [3.0, 1.0] if len(manifests) == 2 else None, **values)
     shards = Shards(manifests)
     parts = [rank_steps(shards, cfg, lanes, Layout(rank, ranks, threads), micro, steps) for rank in range(ranks)]
     return [list(itertools.chain(*step)) for step in zip(*parts, strict=True)]
@@ -53,7 +55,7 @@ def run(manifests: list[Manifest], lanes: int, ranks: int, threads: int, micro: 
 
 def rank_steps(shards: Shards, cfg: DataConfig, lanes: int, layout: Layout, micro: int, steps: range) -> list[Hashes]:
     sizes = [manifest.samples for manifest in shards.manifests]
-    order = Order(sizes, GLOBAL_BATCH, lanes, cfg.shuffle_block, SEED, cfg.source_weights)
+    order = Order(sizes, GLOBAL_BATCH, lanes, cfg.shuffle_block, SEED, cfg.source_weights, cfg.repeated)
     found = []
     for batch in train_loader(shards, order, cfg, SIZE, NUM_CLASSES, SEED, steps, layout):
         prepared = [prepare(part, cfg, NUM_CLASSES, torch.float32) for part in batch.split(micro)]
@@ -95,6 +97,30 @@ def test_no_layout_changes_a_step(manifests, references, name, lanes, ranks, thr
 def test_any_step_can_be_the_first_after_a_restart_on_another_layout(manifests, references, start):
     steps = range(start, STEPS.stop)
     assert run(manifests["two sources"], 12, 3, 2, 4, steps) == references["two sources", 12][start:]
+
+
+COLOURS = EVERYTHING.model_copy(update={"randaugment_layers": 0})  # which moves pictures so small out of sight: all are grey
+REPEATED = {"repeated": 3, "mix_group": 6, "augment": COLOURS}
+
+
+@pytest.fixture(scope="module")
+def repeated(manifests) -> list[Hashes]:
+    """Every image three times, by one rank."""
+    return run(manifests["two sources"], 12, 1, 1, GLOBAL_BATCH, **REPEATED)
+
+
+@pytest.mark.parametrize(("ranks", "threads", "micro", "start"), [(1, 3, 6, 0), (2, 2, 12, 0), (4, 1, 6, 0), (2, 1, 6, 2)])
+def test_neither_layout_nor_restart_changes_steps_of_repeated_images(manifests, repeated, ranks, threads, micro, start):
+    steps = range(start, STEPS.stop)
+    assert run(manifests["two sources"], 12, ranks, threads, micro, steps, **REPEATED) == repeated[start:]
+
+
+def test_views_of_an_image_are_in_one_batch_and_differ(repeated):
+    for step in repeated:
+        keys = [key for key, _ in step]
+        assert all(keys[slot] == keys[slot + 1] == keys[slot + 2] for slot in range(0, GLOBAL_BATCH, 3))
+    slots = [slot for step in repeated for slot in step]
+    assert len({pixels for _, pixels in slots}) == len(slots)
 
 
 @pytest.mark.parametrize("name", SHARDS)

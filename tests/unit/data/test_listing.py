@@ -38,9 +38,10 @@ def data(monkeypatch, capsys):
     return run
 
 
-def expected(steps, sources=2, seed=3, weights=None):
+def expected(steps, sources=2, seed=3, weights=None, repeated=1):
     """Keys of all slots of steps; batch 12, 6 lanes, blocks of 4."""
-    view = Order([np.array(sizes) for sizes in list(SIZES.values())[:sources]], 12, 6, 4, seed, weights).view(0, 6)
+    sizes = [np.array(sizes) for sizes in list(SIZES.values())[:sources]]
+    view = Order(sizes, 12, 6, 4, seed, weights, repeated).view(0, 6)
     return [[KEYS[sample] for sample in view.step(step).samples] for step in steps]
 
 
@@ -69,7 +70,8 @@ def test_lines_to_read_name_epoch_and_shard(data, manifests):
             assert f"{key}.cls" in tar.getnames()
 
 
-def test_a_recipe_says_the_same_and_numbers_go_before_it(data, manifests, write_recipe):
+@pytest.mark.parametrize("repeated", [1, 3])
+def test_a_recipe_says_the_same_and_numbers_go_before_it(data, manifests, write_recipe, repeated):
     recipe = f"""\
 name: tiny
 seed: 3
@@ -80,6 +82,7 @@ data:
     - {{manifest: {manifests[1].location}, weight: 1}}
   lanes: 6
   shuffle_block: 4
+  repeated: {repeated}
 train: {{global_batch: 12, total: {{epochs: 2}}}}
 optim: {{lr: 1e-3}}
 """
@@ -87,7 +90,7 @@ optim: {{lr: 1e-3}}
     for seed, *given in ((3,), (0, "--seed", 0)):
         _, lines, _ = data("order", "--recipe", path, "--steps", "0:4", "--json", *given)
         assert [json.loads(line)["ranks"] for line in lines] == [
-            [keys] for keys in expected(range(4), seed=seed, weights=[2, 1])
+            [keys] for keys in expected(range(4), seed=seed, weights=[2, 1], repeated=repeated)
         ]
 
 

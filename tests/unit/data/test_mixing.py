@@ -76,6 +76,31 @@ def test_mix_is_the_neighbours_of_each_group(group, shape):
     assert np.abs(found.numpy() - reference_mix(values, weights, group)).max() < 1e-15
 
 
+@pytest.mark.parametrize("repeated, group", [(2, 4), (3, 6), (3, 8), (3, 12), (5, 10)])
+@pytest.mark.parametrize("begin", range(5))
+def test_views_of_an_image_are_never_mixed_with_each_other(repeated, group, begin):
+    """Each image stands in `repeated` slots, one after another; groups begin at any of them."""
+    images = (np.arange(4 * group) + begin) // repeated
+    partners = mix(torch.from_numpy(images.astype(float)), torch.zeros(4 * group), group, repeated).numpy()
+    assert (partners != images).all()
+    assert (partners.reshape(4, group).sum(1) == images.reshape(4, group).sum(1)).all()
+
+
+def test_repeated_images_and_their_targets_are_mixed_with_others():
+    b = batch(8, group=8)
+    images, targets = prepare(b, config(mixup=0.2, mix_group=8).model_copy(update={"repeated": 3}), 7, torch.float32)
+    own, weights = reference_images(b), b.mix_B.double().numpy()
+    for values, found in ((own, images), (np.eye(7)[b.labels_B.numpy()], targets)):
+        share = weights.reshape(8, *(1,) * (values.ndim - 1))
+        assert np.abs(found.double().numpy() - (share * values + (1 - share) * np.roll(values, -3, 0))).max() < 1e-5
+
+
+def test_a_group_too_small_for_repeated_images_is_refused():
+    with pytest.raises(ValueError, match="mix_group 4 is less than twice repeated 3: images would be mixed with themselves"):
+        DataConfig(train=(SourceConfig(manifest=""),), mix_group=4, repeated=3, augment=AugmentConfig(cutmix=1.0))
+    DataConfig(train=(SourceConfig(manifest=""),), mix_group=4, repeated=3)
+
+
 def test_mix_keeps_the_sum_of_a_group_with_one_weight():
     values = torch.from_numpy(np.random.default_rng(2).normal(size=(12, 3)))
     weights = torch.tensor([0.7, 0.9, 0.5], dtype=torch.float64).repeat_interleave(4)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.order import Order, Slots, fingerprint, interleave, share_lanes
+from data_pipeline.stream import resident_samples
 
 SHARDS, BLOCK = 1, 2  # purposes
 MASK = 2**64 - 1
@@ -34,9 +35,9 @@ class Case(NamedTuple):
     def global_batch(self) -> int:
         return self.lanes * self.per_lane
 
-    def order(self) -> Order:
+    def order(self, repeated: int = 1) -> Order:
         sources = [np.array(sizes) for sizes in self.sources]
-        return Order(sources, self.global_batch, self.lanes, self.block, self.seed, self.weights)
+        return Order(sources, self.global_batch, self.lanes, self.block, self.seed, self.weights, repeated)
 
     def owners(self) -> list[tuple[int, int]]:
         """(source, number among the lanes of that source) of each lane."""
@@ -287,6 +288,65 @@ def test_every_rank_reads_evenly(ranks, block):
             opened.clear()
             view.step(step)
             assert abs(len(opened) - width / block) < 3
+
+
+def naive_repeated(case: Case, repeated: int, steps: int) -> Walked:
+    """DeiT's sampler (facebookresearch/deit samplers.py) over the order's slots: each stands `repeated` times, then cut."""
+    slots = [slot for step in naive_steps(case, -(-steps // repeated)) for slot in step]
+    entries = [(epoch * repeated + nth, sample) for epoch, sample in slots for nth in range(repeated)]
+    return [entries[start : start + case.global_batch] for start in range(0, steps * case.global_batch, case.global_batch)]
+
+
+@pytest.mark.parametrize("repeated", [2, 3, 5])
+@on_all_shapes
+def test_repeated_samples_stand_one_after_another_on_any_number_of_ranks(case, repeated):
+    steps, width = min(case.some_steps(), 20), case.lanes // case.ranks
+    views = [case.order(repeated).view(rank * width, (rank + 1) * width) for rank in range(case.ranks)]
+    found = [[slot for view in views for slot in pairs(view.step(step))] for step in range(steps)]
+    assert found == naive_repeated(case, repeated, steps)
+    later = [slot for view in reversed(views) for slot in reversed(pairs(view.step(steps // 2)))][::-1]
+    assert later == found[steps // 2]  # a step is a lookup
+
+
+@pytest.mark.parametrize("case", [divisible, uneven, by_size], ids=["divisible", "uneven", "two sources"])
+def test_in_so_many_epochs_every_sample_has_each_of_its_views_once(case):
+    """An epoch is as long as without: N / G steps, which see a third of the samples three times each."""
+    view, repeated = case.order(3).view(0, case.lanes), 3
+    samples = sum(map(sum, case.sources))
+    steps = samples // case.global_batch
+    first = Counter(sample for step in range(steps) for _, sample in pairs(view.step(step)))
+    assert len(first) == -(-steps * case.global_batch // repeated) and sorted(first.values())[1:] == [3] * (len(first) - 1)
+    seen = Counter(slot for step in range(-(-3 * samples // case.global_batch)) for slot in pairs(view.step(step)))
+    assert {(nth, sample) for nth in range(3) for sample in range(samples)} <= seen.keys()
+    assert set(seen.values()) == {1}
+
+
+@on_all_shapes
+def test_handles_of_repeated_samples_are_those_of_their_blocks(case):
+    opened, view = [], None
+
+    def open_block(samples: np.ndarray) -> list[int]:
+        opened.append(samples.tolist())
+        return opened[-1]
+
+    view = case.order(3).view(0, case.lanes // case.ranks, open_block)
+    for step in range(7, min(case.some_steps(), 20)):
+        slots = view.step(step)
+        assert all(sample in members for sample, members in zip(slots.samples.tolist(), view.handles, strict=True))
+
+
+@given(st.sampled_from([1, 2, 5, 24]), st.integers(1, 4), st.integers(1, 6), st.integers(2, 6))
+@settings(max_examples=60, deadline=None)
+def test_of_repeated_samples_a_rank_holds_the_blocks_that_are_counted(lanes_per_rank, per_lane, ranks, repeated):
+    lanes = lanes_per_rank * ranks
+    case = Case([[lanes * 2000]], lanes, per_lane, ranks, 1000, 0)
+    for rank in range(ranks):
+        opened: list[np.ndarray] = []
+        view = case.order(repeated).view(rank * lanes_per_rank, (rank + 1) * lanes_per_rank, opened.append)
+        for step in range(repeated):
+            view.step(step + 600 * repeated)  # each lane in the middle of a block, or at the begin of its second
+        counted = resident_samples(lanes_per_rank, per_lane, 1000, repeated) / resident_samples(1, per_lane, 1000)
+        assert len(opened) <= counted
 
 
 weight_lists = st.lists(st.one_of(st.integers(1, 9), st.floats(1e-3, 1e3)), min_size=1, max_size=8)

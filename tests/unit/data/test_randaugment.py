@@ -6,10 +6,21 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 from data_pipeline.draw import Draw, Purpose
-from data_pipeline.randaugment import OPS, affine, autocontrast, contrast, cutout, randaugment, rotate, sharpness
+from data_pipeline.randaugment import (
+    OPS,
+    TIMM_OPS,
+    affine,
+    autocontrast,
+    contrast,
+    cutout,
+    randaugment,
+    rotate,
+    sharpness,
+    timm_randaugment,
+)
 
 F32 = np.float32
 
@@ -229,3 +240,87 @@ def test_layers_follow_each_other_with_replacement():
     assert pixels(randaugment(image, 0, 10.0, draws())) == pixels(image)
     inverted_twice = (pixels(randaugment(image, 2, 10.0, draws(number))) == pixels(image) for number in range(1500))
     assert any(inverted_twice)  # Invert or Solarize, and again
+
+
+# timm's
+
+
+def timm_moved(image: np.ndarray, rows: tuple[float, ...]) -> np.ndarray:
+    options = {"resample": Image.Resampling.BICUBIC, "fillcolor": (124, 116, 104)}
+    return np.asarray(Image.fromarray(image).transform(image.shape[1::-1], Image.Transform.AFFINE, rows, **options))
+
+
+def timm_expected(name: str, image: np.ndarray, level: float) -> list[np.ndarray]:
+    """By the level functions of timm/data/auto_augment.py: what may come out, of both signs where there are any."""
+    part, picture = level / 10, Image.fromarray(image)
+    height, width = image.shape[:2]
+    signs = (part, -part)
+    if name in ("Color", "Contrast", "Brightness", "Sharpness"):
+        factors = [max(0.1, 1 + 0.9 * signed) for signed in signs]
+        return [np.asarray(getattr(ImageEnhance, name)(picture).enhance(factor)) for factor in factors]
+    if name == "Rotate":
+        turned = (picture.rotate(30 * s, resample=Image.Resampling.BICUBIC, fillcolor=(124, 116, 104)) for s in signs)
+        return [np.asarray(rotated) for rotated in turned]
+    rows = {
+        "ShearX": lambda s: (1, 0.3 * s, 0, 0, 1, 0),
+        "ShearY": lambda s: (1, 0, 0, 0.3 * s, 1, 0),
+        "TranslateX": lambda s: (1, 0, 0.45 * s * width, 0, 1, 0),
+        "TranslateY": lambda s: (1, 0, 0, 0, 1, 0.45 * s * height),
+    }
+    if name in rows:
+        return [timm_moved(image, rows[name](signed)) for signed in signs]
+    bits, threshold, addition = 4 - int(part * 4), 256 - int(part * 256), int(part * 110)
+    plain = {
+        "AutoContrast": lambda: np.asarray(ImageOps.autocontrast(picture)),
+        "Equalize": lambda: np.asarray(ImageOps.equalize(picture)),
+        "Invert": lambda: 255 - image,
+        "Posterize": lambda: image // 2 ** (8 - bits) * 2 ** (8 - bits) if bits else np.zeros_like(image),
+        "Solarize": lambda: np.where(image < threshold, image, 255 - image),
+        "SolarizeAdd": lambda: np.where(image < 128, np.minimum(image.astype(int) + addition, 255), image).astype(np.uint8),
+    }
+    return [plain[name]()]
+
+
+TIMM_NAMES = sorted(TIMM_OPS)
+
+
+@pytest.mark.parametrize("level", [0, 2.6, 8.2, 9, 9.7, 10])
+@pytest.mark.parametrize("name", TIMM_NAMES)
+def test_operations_are_timms(name, level, picture):
+    image = picture(60, 44)
+    known = {result.tobytes() for result in timm_expected(name, image, level)}
+    found = {pixels(TIMM_OPS[name](Image.fromarray(image), level / 10, draws(number))) for number in range(16)}
+    assert found == known
+    assert set(TIMM_NAMES) == (set(OPS) - {"Cutout"})
+
+
+def test_timms_layers_are_left_out_half_the_time_and_drawn_alike():
+    """Magnitudes about 99 are cut off to 10."""
+    image, count = noise(40, 48) // 2 + 60, 15 * 200
+    known = {result.tobytes(): name for name in TIMM_NAMES for result in timm_expected(name, image, 10)}
+    assert len(known) == 6 + 2 * 9 - 1  # Invert is Solarize at 10
+    found = Counter(pixels(timm_randaugment(Image.fromarray(image), 1, 99.0, draws(number))) for number in range(count))
+    assert set(found) <= {*known, image.tobytes()}
+    assert abs(found.pop(image.tobytes()) - count / 2) < 4 * math.sqrt(count / 4)
+    totals = Counter({known[result]: 0 for result in known})
+    for result, times in found.items():
+        totals[known[result]] += times
+    shares = [100 * (1 + (name == known[(255 - image).tobytes()])) for name in totals]
+    assert sum((total - share) ** 2 / share for total, share in zip(totals.values(), shares, strict=True)) < 14 + 4 * math.sqrt(
+        28
+    )
+
+
+def test_timms_magnitude_is_normal_about_the_one_asked_for():
+    """And seen in what SolarizeAdd adds."""
+    draw = draws(3)
+    drawn = np.array([draw.normal(9.0, 0.5) for _ in range(4000)])
+    assert abs(drawn.mean() - 9) < 4 * 0.5 / math.sqrt(4000)
+    assert abs(drawn.std() - 0.5) < 4 * 0.5 / math.sqrt(2 * 4000)
+    assert abs((drawn > 10).mean() - 0.02275) < 4 * math.sqrt(0.02275 / 4000)
+    assert abs((drawn < 8.5).mean() - 0.15866) < 4 * math.sqrt(0.15866 * 0.84 / 4000)
+    dark = noise(16, 16) // 2
+    results = (timm_randaugment(Image.fromarray(dark), 1, 9.0, draws(number)) for number in range(3000))
+    differences = (np.asarray(result).astype(int) - dark for result in results)
+    added = [int(change.min()) for change in differences if change.min() == change.max() > 0]  # int(11 m) everywhere
+    assert len(added) > 60 and 75 < min(added) < 90 and 105 < max(added) <= 110 and len(set(added)) > 12

@@ -221,7 +221,7 @@ def test_a_block_of_a_remote_shard_is_one_read_of_the_index_and_one_of_the_shard
             "k-002.idx",
             "k-002.tar",
         ]
-        assert list(across.keys()) == list(range(28, 53))
+        assert list(across.keys) == list(range(28, 53))
         assert [across.image(sample) for sample in range(28, 53)] == [tuple(local.read(s))[1:] for s in range(28, 53)]
         assert across.members(50) == local.load(np.array([50])).members(50)
     used = sum(end - start for name, start, end in shards.reads if name.endswith(".tar"))
@@ -267,5 +267,5 @@ def test_every_step_is_read_before_it_is_due_and_each_block_once(tmp_path):
     shards = Counting(manifest)
     for step in steps(shards, order, (0, 4), 0, 50):
         for sample, block in zip(step.slots.samples.tolist(), step.blocks, strict=True):
-            assert sample in block.result().keys()  # noqa: SIM118
+            assert sample in block.result().keys
     assert sorted(sample for block in loads for sample in block) == list(range(200))
