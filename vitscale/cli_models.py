@@ -18,16 +18,13 @@ RUNS_HELP = "run directories, runs:/RUN_ID or experiments:/NAME: their curves, a
 
 
 def add_model_commands(commands: Commands) -> None:
-    evaluate = add(
-        commands,
-        run_eval,
-        "vitscale eval models:/digits-vit@champion --data runs/data/digits/val.json",
-        MODEL,
-        IMAGE_SIZE,
-        MLFLOW,
-        BATCH,
-        PROCS,
-    )
+    add_judging_commands(commands)
+    add_exchange_commands(commands)
+
+
+def add_judging_commands(commands: Commands) -> None:
+    example = "vitscale eval models:/digits-vit@champion --data runs/data/digits/val.json"
+    evaluate = add(commands, run_eval, example, MODEL, IMAGE_SIZE, MLFLOW, BATCH, PROCS)
     evaluate.add_argument("--data", required=True, help="manifest of the shards")
     evaluate.add_argument("--real", help="real.json: also accuracy on ImageNet's reassessed labels (ReaL)")
     evaluate.add_argument("--out", type=Path, help="folder for accuracy by class, confusions and some predictions")
@@ -54,6 +51,8 @@ def add_model_commands(commands: Commands) -> None:
     figures.add_argument("--out", type=Path, required=True, help="folder for PNG and SVG files")
     figures.add_argument("--log", action="store_true", help="also into the MLflow run that the model is of")
 
+
+def add_exchange_commands(commands: Commands) -> None:
     pull = add(commands, run_pull, "vitscale pull models:/digits-vit@champion --to champion", MLFLOW)
     pull.add_argument("model", help=URI_HELP)
     pull.add_argument("--to", type=Path, help="directory to make (default: the user's cache)")

@@ -19,8 +19,8 @@ from vitscale.modelinfo import ModelInfo
 from vitscale.sums import write_sums
 
 COMMANDS = [
-    *("train", "submit", "show", "sync", "demo", "plan", "doctor"),
-    *("eval", "predict", "figures", "pull", "publish", "import", "export", "data"),
+    *("train", "submit", "sweep", "show", "sync", "demo", "plan", "doctor"),
+    *("eval", "fewshot", "predict", "figures", "pull", "publish", "import", "export", "data"),
 ]
 DATA_COMMANDS = ["build", "index", "verify", "peek", "stats", "leaks", "order", "simulate", "bench"]
 
@@ -287,6 +287,14 @@ def test_eval_counts_every_image_once(vitscale_here, published_files, shards):
     metrics = json.loads(done.stdout)
     assert (metrics["images"], metrics["top5"]) == (20, 1.0)
     assert metrics["loss"] == pytest.approx(1.0986123, abs=1e-6)  # log 3: the head is new
+
+
+def test_fewshot_does_not_depend_on_the_processes(vitscale, published_files, shards):
+    manifest = shards["train"].location
+    words = ("fewshot", published_files, "--train", manifest, "--test", manifest, "--batch", "3")
+    alone, two = (json.loads(vitscale(*words, *more).stdout) for more in ((), ("--procs", "2")))
+    assert alone == two and set(alone) == {"1shot", "5shot", "10shot", "25shot", "knn"}
+    assert 0 < alone["25shot"] <= 1
 
 
 def test_eval_on_data_of_more_classes_than_the_model_has(vitscale_here, published_files, shards):

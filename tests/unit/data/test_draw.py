@@ -52,6 +52,7 @@ def test_words_are_philox_keyed_by_seed_and_purpose(seed, counter):
 def test_purposes_keep_their_numbers():
     """They are part of every key: another number is another order of samples in every run there is."""
     numbers = {"SHARDS": 1, "BLOCK": 2, "AUGMENT": 3, "MIX": 4, "SPLIT": 5, "DROPOUT": 6, "REPLACE": 7, "DROP_PATH": 8}
+    numbers |= {"FEWSHOT": 9}
     assert {purpose.name: purpose.value for purpose in Purpose} == numbers
 
 
