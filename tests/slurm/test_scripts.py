@@ -54,7 +54,7 @@ def test_a_sweep_on_the_cluster_is_an_array(slurm: Slurm) -> None:
 def test_evaluation(slurm: Slurm, undisturbed: Run) -> None:
     log, checkpoint = slurm.folder / "eval.log", sorted(undisturbed.path.glob("checkpoints/step_" + "[0-9]" * 8))[-1]
     words = (SLURM_DIR / "eval.sbatch", checkpoint, "--data", slurm.data / "val.json")
-    slurm("sbatch", "--wait", "--cpus-per-task=1", f"--output={log}", *words)
+    slurm("sbatch", "--wait", *ONE_NODE, f"--output={log}", *words)
     said = json.loads(log.read_text().splitlines()[-1])
     assert said["top1"] == pytest.approx(undisturbed.status()["metrics"]["eval/top1"], abs=1e-4)
 
