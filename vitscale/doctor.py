@@ -98,7 +98,10 @@ def check_gpus(hardware: HardwareConfig) -> Finding:
     count = torch.cuda.device_count()
     used = [(total - free) / GIB for free, total in map(torch.cuda.mem_get_info, range(count))]
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
-    found = f"{count} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}, NCCL {nccl}, {max(used):.1f} GiB in use"
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split() if shutil.which(asked[0]) else []
+    versions = f"CUDA {torch.version.cuda}, NCCL {nccl}, driver {driver[0] if driver else 'unknown'}"
+    found = f"{count} x {torch.cuda.get_device_name(0)}, {versions}, {max(used):.1f} GiB in use"
     return grade("gpus", found, "see in `nvidia-smi` whose processes these are, and end them", max(used) > 2, "warn")
 
 

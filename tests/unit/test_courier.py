@@ -183,6 +183,7 @@ def test_a_server_that_does_not_answer_costs_the_training_nothing(run, capfd, mo
     said += capfd.readouterr().out
     assert said.count("warning: MLflow at http://127.0.0.1:") == 2 and "hush" not in said
     assert "no answer (" in said and "tracking.uri" in said
+    assert [path for path in run.path.rglob("*") if path.is_file() and b"hush" in path.read_bytes()] == []
     assert f"(lines of metrics: 100 left); to send it: vitscale sync {run.path}" in said
     assert couriers(run) == []
     with pytest.raises(
