@@ -5,6 +5,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from documents import is_quoted
 
 from vitscale import cli, recipe, show
 from vitscale.model.build import parameter_shapes
@@ -30,18 +31,6 @@ def rows(header):
 
 def backticked(text):
     return re.findall(r"`([^`]+)`", text)
-
-
-def is_quoted(quote, text):
-    """Whether the lines stand there in this order, one after another but for gaps at `...`; indentation does not count."""
-    found = [line.strip() for line in text.splitlines()]
-    for piece in re.split(r"^\.\.\.\n", quote, flags=re.MULTILINE):
-        lines = [line.strip() for line in piece.splitlines()]
-        at = next((at for at in range(len(found)) if found[at : at + len(lines)] == lines), None)
-        if at is None:
-            return False
-        found = found[at + len(lines) :]
-    return True
 
 
 COMMANDS = re.findall(r"^\$ vitscale (.*)\n((?:(?!\$ ).*\n)*)", "".join(fenced("console")), re.MULTILINE)
