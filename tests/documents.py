@@ -47,7 +47,7 @@ def is_quoted(quote: str, text: str) -> bool:
     found = [line.strip() for line in text.splitlines()]
     for piece in re.split(r"^\.\.\.\n", quote, flags=re.MULTILINE):
         lines = [line.strip() for line in piece.splitlines()]
-        at = next((at for at in range(len(found)) if found[at : at + len(lines)] == lines), None)
+        at = next((at for at in range(len(found) + 1) if found[at : at + len(lines)] == lines), None)
         if at is None:
             return False
         found = found[at + len(lines) :]
