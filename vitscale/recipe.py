@@ -61,7 +61,7 @@ def find(path: str | Path) -> Path:
     for candidate in (Path(path), shipped):
         if candidate.is_file():
             return candidate
-    raise RecipeError(f"{path}: no such recipe, neither here nor in {recipes_dir()}")
+    raise RecipeError(f"{path}: no such recipe or cluster file, neither here nor in {recipes_dir()}")
 
 
 def recipes_dir() -> Path:

@@ -79,13 +79,13 @@ def test_a_frozen_process_ends_all_soon_and_one_that_is_only_slow_does_not(tiny:
     before = newest(tiny)
     assert before < lost
     again = start(tiny)
-    last = wait_for_checkpoint_after(tiny, again, before)
+    wait_for_checkpoint_after(tiny, again, before)
     assert f"continues at step {int(before.name[5:]):,} " in said(tiny)
     assert f"warning: {lost.parent}: step {int(lost.name[5:]):,} was saved there, and is gone; it goes on from" in said(tiny)
     (tiny.run_dir() / "stop").touch()
     assert again.wait(DEADLINE_S) == 0, said(tiny)
     assert tiny.status()["state"] == "stopped"
-    assert_time_is_accounted_for(tiny, last)
+    assert_time_is_accounted_for(tiny, newest(tiny))
 
 
 def assert_time_is_accounted_for(tiny: Tiny, checkpoint: Path) -> None:
