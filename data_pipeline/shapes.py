@@ -27,15 +27,15 @@ def picture(number: int, seed: int) -> np.ndarray:  # -> uint8 HWC
     """A figure somewhere, of some size, turned by up to 30 degrees, in two colours, on two others under noise."""
     draw = np.random.default_rng((seed, number))
     shape, texture = divmod(number % len(CLASSES), len(TEXTURES))
-    turn, half = draw.uniform(-np.pi / 6, np.pi / 6), draw.uniform(0.16, 0.36) * SIDE
+    turn, half = draw.uniform(-np.pi / 6, np.pi / 6), draw.uniform(0.25, 0.45) * SIDE
     y, x = np.mgrid[:SIDE, :SIDE] - draw.uniform(half, SIDE - half, 2)[:, None, None]
     u, v = (x * np.cos(turn) + y * np.sin(turn)) / half, (y * np.cos(turn) - x * np.sin(turn)) / half
-    colours = draw.uniform(0, 255, (4, 3))
+    colours = draw.uniform([[140], [0], [60], [60]], [[255], [115], [195], [195]], (4, 3))
     across = (x * np.cos(4 * turn) + y * np.sin(4 * turn)) / SIDE
     background = colours[2] + (colours[3] - colours[2]) * np.clip(across + 0.5, 0, 1)[..., None]
-    filled = np.where(_texture(TEXTURES[texture], u, v, draw.uniform(6, 10))[..., None], colours[0], colours[1])
+    filled = np.where(_texture(TEXTURES[texture], u, v, draw.uniform(5, 8))[..., None], colours[0], colours[1])
     clean = np.where(_shape(SHAPES[shape], u, v)[..., None], filled, background)
-    return np.clip(clean + draw.normal(0, 20, clean.shape), 0, 255).astype(np.uint8)
+    return np.clip(clean + draw.normal(0, 12, clean.shape), 0, 255).astype(np.uint8)
 
 
 def _shape(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:

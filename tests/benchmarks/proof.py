@@ -1,124 +1,189 @@
 """What the ViT paper shows at scale, tried at a scale that two CPU cores allow: `python tests/benchmarks/proof.py NAME`.
 
-Each proof is runs of recipes/proof/base.yaml with three seeds, all in the MLflow experiment `proof`; it goes on where it was
-stopped, and ends with a table, docs/proof/NAME.json and docs/figures/proof_NAME.png. `all` makes them all, in about two hours.
+Each proof is runs of recipes/proof/*.yaml with three seeds, one run on each core, all in the MLflow experiment `proof`. It goes
+on where it was stopped, and ends with a table, docs/proof/NAME.json and docs/figures/proof_NAME.png.
 """
 
 import argparse
 import itertools
 import json
+import os
+import queue
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from vitscale import recipe
+from vitscale.model.flops import train_flops
+
 ROOT = Path(__file__).parents[2]
-RECIPE, DATA, RUNS = "recipes/proof/base.yaml", Path("runs/data/shapes"), Path("runs")
+RECIPES, DATA, DIGITS, RUNS = Path("recipes/proof"), Path("runs/data/shapes"), Path("runs/data/digits"), Path("runs")
 SEEDS = (0, 1, 2)
-IMAGES = 22_000
+TRAIN_IMAGES, VAL_IMAGES, SHARD = 100_000, 2_000, 500
 
 
 class Arm(NamedTuple):
-    """A point of a plot: which curve it is on, where, and what is run for it."""
+    """A point of a plot: which curve it is on, where, and what is run for it. SEED in an override is the run's seed."""
 
     curve: str
     x: float | str
     overrides: Sequence[str]
+    metric: str = "eval/top1"
+    run: str = ""  # default: named after curve and x
 
 
-def cli(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "vitscale.cli", *words], check=True, cwd=ROOT)
-
-
-def train(name: str, *overrides: str) -> dict[str, float]:
-    """Run it, unless it is finished; its last metrics."""
-    cli("train", RECIPE, "--procs", "2", f"name=proof-{name}", *overrides)
-    return json.loads((ROOT / RUNS / f"proof-{name}" / "status.json").read_text())["metrics"]
+class Proof(NamedTuple):
+    claim: str
+    arms: Sequence[Arm]
+    xlabel: str = ""
+    pretraining: Sequence[Arm] = ()  # what arms begin with
+    recipe: str = "shapes"
 
 
 def steps(count: int) -> tuple[str, str]:
     return f"train.total.steps={count}", f"optim.schedule.warmup.steps={count // 10}"
 
 
-def measure(proof: str, arms: Sequence[Arm], metric: str = "eval/top1") -> list[dict]:
-    """One row for each arm: its scores by seed."""
-    rows = []
-    for arm in arms:
-        name = f"{proof}-{arm.curve}-{arm.x}".replace(" ", "-").replace(",", "")
-        scores = [train(f"{name}-seed{seed}", f"seed={seed}", *arm.overrides)[metric] for seed in SEEDS]
-        rows.append({"curve": arm.curve, "x": arm.x, "metric": metric, "scores": scores})
-    return rows
-
-
-def resolution() -> list[dict]:
-    """Pretrained at 32 px, fine-tuned at 48: interpolated position embedding, a new one, and all compute at 48 from scratch."""
-    pretraining, finetuning = 600, 150  # steps; of 16 and of 36 patches
-    scratch = finetuning + round(pretraining * 16 / 36)
-    rows: dict[str, list[float]] = {"interpolated": [], "new position embedding": [], "from scratch": []}
-    for seed in SEEDS:
-        alias = f"publish={{name: proof-resolution, alias: seed{seed}}}"
-        train(f"resolution-pretrain-seed{seed}", f"seed={seed}", *steps(pretraining), alias)
-        larger = (f"seed={seed}", "model.image_size=48")
-        tuned = (*larger, *steps(finetuning), "optim.lr=5e-4")
-        for curve, pos_embed in (("interpolated", "interpolate"), ("new position embedding", "reinit")):
-            start = f"init={{from: models:/proof-resolution@seed{seed}, pos_embed: {pos_embed}, head: keep}}"
-            rows[curve].append(train(f"resolution-{pos_embed}-seed{seed}", *tuned, start)["eval/top1"])
-        rows["from scratch"].append(train(f"resolution-scratch-seed{seed}", *larger, *steps(scratch))["eval/top1"])
-    return [{"curve": "at equal compute", "x": x, "metric": "eval/top1", "scores": scores} for x, scores in rows.items()]
-
-
-def positions() -> list[dict]:
-    """Table 8: none is worse than 1D, 1D and 2D are alike."""
-    kinds = {"none": "none", "1D": "learned1d", "2D": "learned2d"}
-    return measure("positions", [Arm("position embedding", x, (f"model.pos_embed={kind}",)) for x, kind in kinds.items()])
-
-
-def hybrid() -> list[dict]:
-    """Figure 5: a hybrid is ahead at little compute, and the ViT catches up."""
-    models = {"ViT": (), "hybrid": ("model.stem_blocks=[1]", "model.patch_size=2")}
-    return measure("hybrid", [Arm(name, n, (*words, *steps(n))) for name, words in models.items() for n in (100, 300, 900)])
-
-
-def scale() -> list[dict]:
-    """Figure 3: more data helps the larger model more. The same steps on more or fewer images."""
-    small = ("model.width=32", "model.depth=2", "model.num_heads=2", "model.mlp_dim=128")
-    large = ("model.width=96", "model.depth=6", "model.num_heads=6", "model.mlp_dim=384")
-    both, counts = (("small", small), ("large", large)), (500, 2_500, 20_000)
-    return measure("scale", [Arm(name, n, (*words, *images(n))) for name, words in both for n in counts])
-
-
 def images(count: int) -> tuple[str, str]:
     return f"data.train.manifest={DATA}/train-{count}.json", f"data.train.samples={count}"
 
 
-def averages() -> list[dict]:
-    """At a rate that stays high, an average of the weights is better than the weights."""
-    arm = Arm("constant rate", "", ("optim.schedule.name=constant", "optim.ema_decay=0.99"))
-    metrics = {"weights": "eval/top1", "their average": "eval_ema/top1"}
-    return [{**row, "x": x} for x, metric in metrics.items() for row in measure("averages", [arm], metric)]
+def resolution(name: str, pretraining: int, finetuning: int, tokens: tuple[int, int] = (16, 36)) -> Proof:
+    """Pretrained at 32 px, fine-tuned at 48. From scratch at 48 px there are steps for the same compute."""
+    published = f"proof-{name}"
+    start = f"init={{from: models:/{published}@seedSEED, head: keep, pos_embed: "
+    tuned = ("model.image_size=48", *steps(finetuning), "optim.lr=3e-4")
+    scratch = ("model.image_size=48", *steps(finetuning + round(pretraining * tokens[0] / tokens[1])))
+    return Proof(
+        "fine-tuned at a higher resolution, interpolated position embeddings are ahead of new ones and of training from scratch",
+        [
+            Arm("equal compute", "interpolated", (*tuned, start + "interpolate}")),
+            Arm("equal compute", "new positions", (*tuned, start + "reinit}")),
+            Arm("equal compute", "from scratch", scratch),
+        ],
+        pretraining=[Arm("pretraining", 32, (*steps(pretraining), f"publish={{name: {published}, alias: seedSEED}}"))],
+        recipe=name,
+    )
 
 
-def drop_path() -> list[dict]:
-    """Where images are few, DropPath helps a deeper model."""
-    few = (*images(2_500), "model.depth=6", *steps(1_200))
-    return measure("drop-path", [Arm("2,500 images", str(rate), (*few, f"model.drop_path={rate}")) for rate in (0.0, 0.1, 0.2)])
+def positions(name: str, count: int) -> Proof:
+    kinds = {"none": "none", "1D": "learned1d", "2D": "learned2d", "relative": "relative"}
+    return Proof(
+        "no position embedding is behind; 1D, 2D and relative ones are alike (Table 8)",
+        [Arm("after the same steps", x, (f"model.pos_embed={kind}", *steps(count))) for x, kind in kinds.items()],
+        recipe=name,
+    )
 
 
-FUNCTIONS = (resolution, positions, hybrid, scale, averages, drop_path)
-PROOFS: dict[str, Callable[[], list[dict]]] = {proof.__name__: proof for proof in FUNCTIONS}
+HYBRID = ("model.stem_blocks=[1]", "model.patch_size=2")
+SMALL = ("model.width=32", "model.depth=2", "model.num_heads=2", "model.mlp_dim=128")
+LARGE = ("model.width=96", "model.depth=6", "model.num_heads=6", "model.mlp_dim=384")
+
+
+def compute(count: int, *model: str) -> float:
+    """PFLOPs of a run of so many steps."""
+    cfg = recipe.load(ROOT / RECIPES / "shapes.yaml", ["name=x", *model])
+    return round(count * cfg.train.global_batch * train_flops(cfg.model) / 1e15, 3)
+
+
+PROOFS = {
+    "resolution": resolution("shapes", 1200, 200),
+    "resolution_digits": resolution("digits", 300, 50),
+    "positions": positions("shapes", 1200),
+    "positions_digits": positions("digits", 300),
+    "hybrid": Proof(
+        "at little compute a hybrid is ahead of the ViT, which catches up with more (Figure 5)",
+        [
+            *(Arm("ViT", compute(n), steps(n)) for n in (300, 1000, 3000)),
+            *(Arm("hybrid", compute(n, *HYBRID), (*HYBRID, *steps(n))) for n in (100, 330, 1000)),
+        ],
+        "PFLOPs of training",
+    ),
+    "scale": Proof(
+        "with little data the larger model is not ahead; more data help it more (Figure 3)",
+        [
+            Arm(name, n, (*words, *images(n), *steps(1000)))
+            for name, words in (("small", SMALL), ("large", LARGE))
+            for n in (1_000, 10_000, 100_000)
+        ],
+        "training images, for the same steps",
+    ),
+    "averages": Proof(
+        "at a learning rate that stays high, an average of the weights is ahead of the weights",
+        [
+            Arm("constant rate", x, ("optim.schedule.name=constant", "optim.ema_decay=0.99"), metric, "averages")
+            for x, metric in (("weights", "eval/top1"), ("their average", "eval_ema/top1"))
+        ],
+    ),
+    "drop_path": Proof(
+        "where images are few, DropPath helps a deep model",
+        [
+            Arm("10,000 images", str(rate), (*LARGE, *images(10_000), *steps(1500), f"model.drop_path={rate}"))
+            for rate in (0.0, 0.1, 0.2)
+        ],
+        "DropPath",
+    ),
+}
+
+
+def cli(*words: str, core: int | None = None) -> None:
+    command = [sys.executable, "-m", "vitscale.cli", *words]
+    preexec = None if core is None else lambda: os.sched_setaffinity(0, {core})
+    subprocess.run(command, check=True, cwd=ROOT, preexec_fn=preexec)
+
+
+def train(proof: str, arms: Sequence[Arm]) -> dict[str, dict[str, float]]:
+    """Runs and their last metrics, by name; what is finished is not done again."""
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in os.sched_getaffinity(0):
+        free.put(core)
+
+    def one(name: str, words: Sequence[str]) -> dict[str, float]:
+        core = free.get()
+        try:
+            cli("train", str(RECIPES / f"{PROOFS[proof].recipe}.yaml"), "--procs", "1", f"name={name}", *words, core=core)
+        finally:
+            free.put(core)
+        return json.loads((ROOT / RUNS / name / "status.json").read_text())["metrics"]
+
+    runs = dict(itertools.chain.from_iterable(trainings(proof, arm) for arm in arms))
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        return dict(zip(runs, pool.map(one, runs, runs.values()), strict=True))
+
+
+def trainings(proof: str, arm: Arm) -> list[tuple[str, list[str]]]:
+    """Name and overrides of an arm's runs, by seed."""
+    name = "-".join(["proof", proof, *(arm.run or f"{arm.curve} {arm.x}").split()])
+    return [
+        (f"{name}-seed{seed}", [f"seed={seed}", *(word.replace("SEED", str(seed)) for word in arm.overrides)]) for seed in SEEDS
+    ]
+
+
+def measure(proof: str) -> list[dict]:
+    """One row for each arm: its scores by seed."""
+    train(proof, PROOFS[proof].pretraining)
+    metrics = train(proof, PROOFS[proof].arms)
+    return [
+        {"curve": arm.curve, "x": arm.x, "metric": arm.metric, "scores": [metrics[run][arm.metric] for run, _ in trainings(proof, arm)]}
+        for arm in PROOFS[proof].arms
+    ]
 
 
 def build_data() -> None:
-    """The pictures, and manifests of their first few shards for smaller sets."""
-    fraction = 2_000 / IMAGES
-    cli("data", "build", f"shapes:{IMAGES}", "--out", str(DATA), "--val-fraction", str(fraction), "--shard-samples", "500")
-    for count in (500, 2_500, 20_000):
-        out = ROOT / DATA / f"train-{count}.json"
-        if not out.exists():
-            shards = [str(DATA / f"train-{number:05d}.tar") for number in range(count // 500)]
-            cli("data", "index", *shards, "--out", str(out), "--classes", str(classes_file()))
+    """The pictures, manifests of their first few shards for smaller sets, and the digits."""
+    fraction = VAL_IMAGES / (TRAIN_IMAGES + VAL_IMAGES)
+    shards = ("--val-fraction", str(fraction), "--shard-samples", str(SHARD))
+    cli("data", "build", f"shapes:{TRAIN_IMAGES + VAL_IMAGES}", "--out", str(DATA), *shards)
+    cli("data", "build", "digits", "--out", str(DIGITS), "--shard-samples", "400", "300", "250", "200", "150", "138")
+    for count in (1_000, 10_000, 100_000):
+        out = DATA / f"train-{count}.json"
+        if not (ROOT / out).exists():
+            first = [str(DATA / f"train-{number:05d}.tar") for number in range(count // SHARD)]
+            cli("data", "index", *first, "--out", str(out), "--classes", str(classes_file()))
 
 
 def classes_file() -> Path:
@@ -134,35 +199,32 @@ def draw(name: str, rows: list[dict]) -> None:
 
     figure = Figure((5, 3.2), layout="constrained")
     axes = figure.subplots()
-    for curve, points in itertools.groupby(rows, lambda row: row["curve"]):
-        points = list(points)
-        means = [fmean(row["scores"]) for row in points]
-        spreads = [stdev(row["scores"]) for row in points]
-        axes.errorbar([row["x"] for row in points], means, spreads, marker="o", capsize=4, label=curve)
+    for curve, group in itertools.groupby(rows, lambda row: row["curve"]):
+        points = list(group)
+        means, spreads = zip(*((fmean(row["scores"]), stdev(row["scores"])) for row in points), strict=True)
+        line = "" if isinstance(points[0]["x"], str) else "-"
+        axes.errorbar([row["x"] for row in points], means, spreads, marker="o", linestyle=line, capsize=4, label=curve)
     if not isinstance(rows[0]["x"], str):
-        ticks = sorted({row["x"] for row in rows})
         axes.set_xscale("log")
-        axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
-        axes.minorticks_off()
-    axes.set_ylabel("top-1 on 2,000 held-out images")
-    axes.set_xlabel({"hybrid": "steps", "scale": "training images", "drop_path": "drop path"}.get(name, ""))
-    axes.legend()
+        axes.legend()
+    axes.set_ylabel("top-1 on held-out images")
+    axes.set_xlabel(PROOFS[name].xlabel)
     figure.savefig(ROOT / "docs" / "figures" / f"proof_{name}.png", dpi=150)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", choices=[*PROOFS, "all"])
-    name = parser.parse_args().name
+    parser.add_argument("name", nargs="+", choices=[*PROOFS, "all"])
+    names = parser.parse_args().name
     build_data()
-    for proof in PROOFS if name == "all" else [name]:
-        rows = PROOFS[proof]()
+    for name in PROOFS if names == ["all"] else names:
+        rows = measure(name)
         (ROOT / "docs" / "proof").mkdir(exist_ok=True)
-        (ROOT / "docs" / "proof" / f"{proof}.json").write_text(json.dumps(rows, indent=1) + "\n")
-        draw(proof, rows)
-        print(f"\n{proof}: {PROOFS[proof].__doc__}")
+        (ROOT / "docs" / "proof" / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+        draw(name, rows)
+        print(f"\n{name}: {PROOFS[name].claim}")
         for row in rows:
-            print(f"  {row['curve']:24}{row['x']!s:>24}  {fmean(row['scores']):.4f} +- {stdev(row['scores']):.4f}")
+            print(f"  {row['curve']:24}{row['x']!s:>24}  {fmean(row['scores']):.4f} +- {stdev(row['scores']):.4f}", flush=True)
 
 
 if __name__ == "__main__":
