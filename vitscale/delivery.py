@@ -68,10 +68,12 @@ def unsent(run: RunDir, mark: Mark) -> dict[str, list[int]]:
     """Files below `artifacts/` that MLflow lacks, with size and time of change. Hidden ones are being written."""
     found = {}
     for path in sorted(run.artifacts.rglob("*")):
-        name, stat = path.relative_to(run.artifacts), path.lstat()
+        name = path.relative_to(run.artifacts)
+        if any(part.startswith(".") for part in name.parts):
+            continue  # before it is looked at: it may have its name by then
+        stat = path.lstat()
         stamp = [stat.st_size, stat.st_mtime_ns]
-        hidden = any(part.startswith(".") for part in name.parts)
-        if S_ISREG(stat.st_mode) and not hidden and mark.files.get(str(name)) != stamp:
+        if S_ISREG(stat.st_mode) and mark.files.get(str(name)) != stamp:
             found[str(name)] = stamp
     return found
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,23 @@ def test_files_arrive_under_their_path_and_again_when_they_change(run):
     deliver(run)
     assert (at / "eval/step_1/per class.csv").read_text() == "two"
     assert left(run) == ""
+
+
+def test_files_that_get_their_names_meanwhile_are_no_error(run):
+    run.artifacts.mkdir()
+    writing = threading.Event()
+
+    def write():
+        while not writing.is_set():
+            replace_text(run.artifacts / "table.csv", "one")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert {left(run) for _ in range(300)} <= {"", "files: 1"}
+    finally:
+        writing.set()
+        writer.join()
 
 
 def test_origin_is_named_both_ways(run, store):
