@@ -21,7 +21,7 @@ from PIL import Image
 from data_pipeline.box import Box
 from data_pipeline.build import build
 from data_pipeline.collection import Collection, Item
-from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig
+from data_pipeline.config import AugmentConfig, DataConfig, TrainSourceConfig
 from data_pipeline.crop import crop_box, resize
 from data_pipeline.decode import decode
 from data_pipeline.draw import Draw, Purpose
@@ -122,7 +122,7 @@ def pil(image: bytes, box: Box) -> np.ndarray:
 
 
 def our_loader(kind: Kind, threads: int) -> Iterator[int]:
-    config = DataConfig(train=(SourceConfig(manifest=kind.manifest.location),))
+    config = DataConfig(train=(TrainSourceConfig(manifest=kind.manifest.location),))
     order = Order([kind.manifest.samples], BATCH, LANES, config.shuffle_block, seed=0)
     steps = range(3 * len(kind.images) // BATCH)
     for batch in train_loader(Shards(kind.manifest), order, config, SIZE, 10, 0, steps, Layout(0, 1, threads)):

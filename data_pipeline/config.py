@@ -23,6 +23,11 @@ class SourceConfig(Section):
     """path or URL of the manifest that `vitscale data build` or `vitscale data index` wrote"""
     samples: int | None = Field(None, ge=1)
     """images in it: lets `show` compute steps before the data exist; checked against the manifest at start"""
+
+
+class TrainSourceConfig(SourceConfig):
+    """One of the sets that are trained on."""
+
     weight: Positive | None = None
     """its share of every batch, relative to the other sources' weights; default: its number of images"""
 
@@ -31,14 +36,14 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _single(sources: tuple[SourceConfig, ...]) -> Any:
+def _single(sources: tuple[TrainSourceConfig, ...]) -> Any:
     dumped = [source.model_dump() for source in sources]
     return dumped[0] if len(dumped) == 1 else dumped
 
 
 # In a recipe one source may stand by itself, and several as a list.
 Sources = Annotated[
-    tuple[SourceConfig, ...], Field(strict=False, min_length=1), BeforeValidator(_listed), PlainSerializer(_single)
+    tuple[TrainSourceConfig, ...], Field(strict=False, min_length=1), BeforeValidator(_listed), PlainSerializer(_single)
 ]
 
 

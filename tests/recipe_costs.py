@@ -13,7 +13,7 @@ from vitscale.config import RunConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 LEAVES = sorted(path for folder in ("pretrain", "finetune") for path in (RECIPES / folder).glob("*.yaml"))
-FIELDS = ("Source", "Run", "Needs", "Deviations", "Expected", "Cost", "measured")
+FIELDS = ("Source", "Run", "Needs", "Deviations", "Expected", "Also", "Cost", "measured")
 TABLE_BEGINS, TABLE_ENDS = "<!-- the table: tests/recipe_costs.py -->\n", "<!-- end of the table -->\n"
 
 
@@ -59,7 +59,8 @@ def row(path: Path) -> str:
     said = header(path)
     hours, measured = said["Cost"].partition(" GPU-hours")[0], said["measured"]
     name = f"[{path.parent.name}/{path.stem}]({path.relative_to(RECIPES)})"
-    return f"| {name} | {said['title']} {said['Source']} | {said['Expected']} | {hours} | {measured} |\n"
+    also = f" And {said['Also']}" if "Also" in said else ""
+    return f"| {name} | {said['title']} {said['Source']} | {said['Expected']}{also} | {hours} | {measured} |\n"
 
 
 def table() -> str:

@@ -88,6 +88,7 @@ def test_an_unknown_key_is_an_error_with_its_line_and_a_suggestion(write_recipe)
         ({"init": "init: {from: here, source: there}"}, "init.source", ""),
         ({"data": "data: {train: {manifests: a}}"}, "data.train.manifests", "manifest"),
         ({"data": "data: {train: [{manifest: a}, {manifests: b}]}"}, "data.train.1.manifests", "manifest"),
+        ({"data": "data: {train: {manifest: a}, val: {manifest: b, weight: 2}}"}, "data.val.weight", ""),
         ({"optim": "optim: {lr: 1, schedule: {warm: {steps: 1}}}"}, "optim.schedule.warm", "warmup"),
     ],
 )

@@ -19,7 +19,7 @@ from vitscale.model.build import build
 from vitscale.optim import param_groups
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-PARENTS = ("models", "aug", "data", "optim", "clusters")
+PARENTS = ("models", "aug", "data", "optim", "clusters", "proof")
 FILES = sorted(path for path in RECIPES.rglob("*.yaml") if path.name != "base.yaml" and path.parent.name not in PARENTS)
 DEMO = {"demo/pretrain": (1_438, 128, 899), "demo/finetune": (1_438, 64, 360)}  # 80 and 16 epochs: 898.75, and 359.5 to even
 
@@ -169,9 +169,21 @@ def name_of(path):
     return str(path.relative_to(RECIPES).with_suffix(""))
 
 
+def also(path):
+    """Other models of a leaf's row: name and overrides, as its header gives them."""
+    told = recipe_costs.header(path).get("Also", "")
+    for words in re.findall(r"(?:\S+=\S+ ?)+", told):
+        overrides = words.split()
+        (other,) = (word.removeprefix("name=") for word in overrides if word.startswith("name="))
+        yield f"{path.parent.name}/{other}", (path, overrides)
+
+
+ALSO = dict(pair for path in recipe_costs.LEAVES for pair in also(path))
+
+
 @functools.cache
 def loaded(name):
-    return recipe.load(RECIPES / f"{name}.yaml")
+    return recipe.load(*ALSO.get(name, (RECIPES / f"{name}.yaml", [])))
 
 
 @functools.cache
@@ -191,8 +203,8 @@ def leaf(request):
 
 
 def test_no_recipe_is_forgotten():
-    assert [name_of(path) for path in FILES] == sorted([*DEMO, *ROWS])
-    assert len(FILES) == 69
+    assert sorted([*map(name_of, FILES), *ALSO]) == sorted([*DEMO, *ROWS])
+    assert (len(FILES), len(ALSO)) == (60, 9)
 
 
 # Length, rate and layout
@@ -394,9 +406,10 @@ def test_a_fine_tuning_fits_the_pretraining_that_it_names():
 # The files themselves
 
 
+@pytest.mark.parametrize("leaf", [leaf for leaf in ROWS if leaf not in ALSO])
 def test_its_header_says_what_it_is(leaf):
     said = recipe_costs.header(RECIPES / f"{leaf}.yaml")
-    assert [*said] == ["title", *(field for field in recipe_costs.FIELDS if field != "Needs" or field in said)]
+    assert [*said] == ["title", *(field for field in recipe_costs.FIELDS if field not in ("Needs", "Also") or field in said)]
     assert all(text.strip() for text in said.values())
     assert said["Run"] == f"vitscale train recipes/{leaf}.yaml"
     lasts = r"\([\d.]+ (days|hours|minutes)\)"
@@ -424,7 +437,6 @@ def test_a_leaf_holds_little_of_its_own():
 def test_the_page_lists_all_recipes_as_their_headers_say():
     page = (RECIPES / "README.md").read_text()
     assert recipe_costs.TABLE_BEGINS + recipe_costs.table() + recipe_costs.TABLE_ENDS in page
-    assert [name_of(path) for path in recipe_costs.LEAVES] == sorted(ROWS)
 
 
 def test_names_are_those_of_the_files_and_no_two_equal():

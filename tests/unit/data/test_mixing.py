@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.config import AugmentConfig, DataConfig, SourceConfig
+from data_pipeline.config import AugmentConfig, DataConfig, TrainSourceConfig
 from data_pipeline.loader import Batch
 from data_pipeline.mixing import mix, normalise, prepare
 from data_pipeline.noise import normal_noise
@@ -18,7 +18,7 @@ BOXES = [(0, 0, 0, 0), (1, 2, 3, 2), (0, 0, 6, 5), (4, 0, 2, 5)]  # y, x, height
 
 def config(mix_group: int = 4, **augment: float) -> DataConfig:
     return DataConfig(
-        train=(SourceConfig(manifest=""),), mean=MEAN, std=STD, mix_group=mix_group, augment=AugmentConfig(**augment)
+        train=(TrainSourceConfig(manifest=""),), mean=MEAN, std=STD, mix_group=mix_group, augment=AugmentConfig(**augment)
     )
 
 
@@ -97,8 +97,8 @@ def test_repeated_images_and_their_targets_are_mixed_with_others():
 
 def test_a_group_too_small_for_repeated_images_is_refused():
     with pytest.raises(ValueError, match="mix_group 4 is less than twice repeated 3: images would be mixed with themselves"):
-        DataConfig(train=(SourceConfig(manifest=""),), mix_group=4, repeated=3, augment=AugmentConfig(cutmix=1.0))
-    DataConfig(train=(SourceConfig(manifest=""),), mix_group=4, repeated=3)
+        DataConfig(train=(TrainSourceConfig(manifest=""),), mix_group=4, repeated=3, augment=AugmentConfig(cutmix=1.0))
+    DataConfig(train=(TrainSourceConfig(manifest=""),), mix_group=4, repeated=3)
 
 
 def test_mix_keeps_the_sum_of_a_group_with_one_weight():
