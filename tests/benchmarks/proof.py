@@ -59,9 +59,9 @@ def resolution(name: str, pretraining: int, finetuning: int, tokens: tuple[int, 
     tuned = ("model.image_size=48", *steps(finetuning), "optim.lr=3e-4")
     scratch = ("model.image_size=48", *steps(finetuning + round(pretraining * tokens[0] / tokens[1])))
     return Proof(
-        "fine-tuned at a higher resolution, interpolated position embeddings are ahead of new ones and of training from scratch",
+        "fine-tuned at a higher resolution, interpolated positions are ahead of new ones and of training from scratch",
         [
-            Arm("equal compute", "interpolated", (*tuned, start + "interpolate}")),
+            Arm("equal compute", "interpolated", (*tuned, start + "linear}")),
             Arm("equal compute", "new positions", (*tuned, start + "reinit}")),
             Arm("equal compute", "from scratch", scratch),
         ],
@@ -122,7 +122,7 @@ PROOFS = {
     "drop_path": Proof(
         "where images are few, DropPath helps a deep model",
         [
-            Arm("10,000 images", str(rate), (*LARGE, *images(10_000), *steps(1000), f"model.drop_path={rate}"))
+            Arm("10000 images", str(rate), (*LARGE, *images(10_000), *steps(1000), f"model.drop_path={rate}"))
             for rate in (0.0, 0.1, 0.2)
         ],
         "DropPath",
