@@ -159,7 +159,8 @@ def run_submit(args: argparse.Namespace) -> None:
     elif not is_finished(cfg, run_dir):
         if run_dir.status.get("state") == "finished":  # and made longer since
             run_dir.write_status("starting")
-        print(f"{cfg.name}: job {submit.submit(cfg, script, run_dir.path)}; its output: {run_dir.path}/job-*.log")
+        job = submit.queue(submit.write(cfg, script, run_dir.path))
+        print(f"{cfg.name}: job {job}; its output: {run_dir.path}/job-*.log")
 
 
 def to_submit(recipe: str, overrides: list[str], where: "Cluster") -> tuple["RunConfig", "RunDir", str]:
