@@ -93,13 +93,8 @@ def add_run_commands(commands: Commands) -> None:
     example = "vitscale plan recipes/pretrain/vit-l16-in21k.yaml --cluster recipes/clusters/h200-infiniband.yaml"
     add(commands, run_plan, example, RECIPE, OVERRIDES, CLUSTER, JSON)
 
-    doctor = add(
-        commands,
-        run_doctor,
-        "vitscale doctor recipes/demo/pretrain.yaml",
-        shared("recipe", nargs="?", help=RECIPE_HELP),
-        OVERRIDES,
-    )
+    recipe = shared("recipe", nargs="?", help=RECIPE_HELP)
+    doctor = add(commands, run_doctor, "vitscale doctor recipes/demo/pretrain.yaml", recipe, OVERRIDES)
     doctor.add_argument("--cluster", help=CLUSTER_HELP)
 
 

@@ -8,10 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 
@@ -44,11 +42,9 @@ def examine(cfg: RunConfig | None, cluster: Cluster | None) -> Iterator[Finding]
     runs = Path(cfg.runs if cfg else "runs").expanduser().absolute()
     uri = tracking.tracking_uri(cfg.tracking if cfg else None, runs)
     hardware = cfg.hardware if cfg else HardwareConfig()
-    checks: list[Callable[[], Finding]] = [check_packages]
-    checks += [partial(check, hardware) for check in (check_gpus, check_matmul)]
+    checks: list[Callable[[], Finding]] = [check_packages, partial(check_gpus, hardware), partial(check_matmul, hardware)]
     checks += [check_all_reduce, check_shared_memory, *(partial(check_limit, name) for name in LIMITS)]
-    checks += [partial(check, runs) for check in (check_room, check_file_clock)]
-    checks += [partial(check, uri) for check in (check_mlflow, check_server_clock)[: 1 + uri.startswith("http")]]
+    checks += [partial(check_room, runs), partial(check_file_clock, runs), partial(check_mlflow, uri)]
     if cfg:
         checks += [partial(check_shards, source, cfg) for source in (*cfg.data.train, cfg.data.val) if source]
     if cluster:
@@ -59,7 +55,7 @@ def examine(cfg: RunConfig | None, cluster: Cluster | None) -> Iterator[Finding]
 def guarded(check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except Exception as error:  # also of torch, MLflow, urllib and subprocess
+    except Exception as error:  # also of torch, MLflow and subprocess
         name = getattr(check, "func", check).__name__.removeprefix("check_").replace("_", " ")
         return Finding(name, "fail", tracking.reason(error), "the message says what to do, or what is broken")
 
@@ -145,18 +141,8 @@ def check_file_clock(runs: Path) -> Finding:
     """This machine's clock beside that of the server of its files."""
     with tempfile.NamedTemporaryFile(dir=existing(runs)) as file:
         os.utime(file.name)  # to the server's time
-        return clock("file clock", Path(file.name).stat().st_mtime - time.time())
-
-
-def check_server_clock(uri: str) -> Finding:
-    """This machine's clock beside that of the MLflow server."""
-    with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10) as answer:
-        date = parsedate_to_datetime(answer.headers["Date"])
-    return clock("mlflow clock", date.timestamp() - time.time())
-
-
-def clock(name: str, skew: float) -> Finding:
-    return grade(name, f"{skew:+.1f} s", "synchronise the clocks of the machines (chrony)", abs(skew) > SKEW_S, "warn")
+        skew = Path(file.name).stat().st_mtime - time.time()
+    return grade("file clock", f"{skew:+.1f} s", "synchronise the clocks of the machines (chrony)", abs(skew) > SKEW_S, "warn")
 
 
 def check_limit(name: str) -> Finding:

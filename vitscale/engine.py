@@ -57,7 +57,7 @@ class Engine:
         deepspeed = import_deepspeed(world.device.type)
         self.world, self.stage, self.optim = world, hardware.zero_stage, optim
         self.dtype, self.micro_batch, self.grad_accum = DTYPES[hardware.precision], micro_batch, grad_accum
-        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}  # of whole parameters
+        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}  # full ones, under ZeRO-3 too
         prepare(model, hardware)
         if self.stage == 0:
             model.to(world.device, self.dtype)
