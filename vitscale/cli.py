@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vitscale.arguments import CLUSTER, CLUSTER_HELP, JSON, OVERRIDES, PROCS, RECIPE, RECIPE_HELP, Commands, add, count, shared
 from vitscale.cli_data import add_data_commands
-from vitscale.cli_models import add_model_commands
+from vitscale.cli_models import add_exchange_commands, add_judging_commands
 
 if TYPE_CHECKING:
     from launcher.cluster import Cluster
@@ -52,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vitscale", description="Pretrain and fine-tune Vision Transformers on webdatasets.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_run_commands(commands)
-    add_model_commands(commands)
+    add_judging_commands(commands)
+    add_exchange_commands(commands)
     data = commands.add_parser(
         "data",
         help="build, index and look into shards; their order; how fast they are read",

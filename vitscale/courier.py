@@ -70,8 +70,9 @@ class Tracker:
                 self._revive()
 
     def note_start(self, **values: Any) -> None:
-        """Note where and how the run was started, for its page in MLflow. Rank 0 only."""
-        self._attempts.add({"time_ms": int(time.time() * 1000), **values})
+        """Note where and how the run was started, for its page in MLflow."""
+        if self._active:
+            self._attempts.add({"time_ms": int(time.time() * 1000), **values})
 
     def close(self, status: str) -> None:
         """Have the rest sent, within a bound, and the run's status set: FINISHED, FAILED or KILLED."""

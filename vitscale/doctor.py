@@ -2,10 +2,10 @@
 
 import importlib.metadata as metadata
 import os
+import platform
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -62,10 +62,8 @@ def guarded(check: Callable[[], Finding]) -> Finding:
 
 def check_packages() -> Finding:
     """Installed versions against those allowed and those known to be bad."""
-    python = sys.version.split()[0]
-    wrong = [f"Python {python}: 3.11 or newer is needed"] if sys.version_info < (3, 11) else []
-    wrong += [problem for line in metadata.requires("vitscale") or () if (problem := package_problem(Requirement(line)))]
-    found = "; ".join(wrong) or f"as required, Python {python}"
+    wrong = [problem for line in metadata.requires("vitscale") or () if (problem := package_problem(Requirement(line)))]
+    found = "; ".join(wrong) or f"as required, Python {platform.python_version()}"
     return grade("packages", found, "pip install -c constraints.txt -e .", bool(wrong))
 
 
