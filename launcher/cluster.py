@@ -59,22 +59,16 @@ class Cluster(Section):
     """0 = train on CPUs"""
     procs_per_node: int | None = Field(None, ge=1)
     """processes per node; default: gpus_per_node, or 1 on CPUs"""
-    cpus_per_node: int | None = Field(None, ge=1)
-    """CPU cores to ask for; default: as many as exclusive nodes have"""
     time: Word = "24:00:00"
     """limit of one job, as Slurm writes it; the run goes on in the next"""
     partition: Word | None = None
     """Slurm's; default: the cluster's default"""
     account: Word | None = None
     """to charge"""
-    qos: Word | None = None
-    """quality of service"""
-    constraint: Word | None = None
-    """features that the nodes must have"""
     exclusive: bool = True
     """no other job on these nodes"""
     options: dict[Word, Word] = Field(default_factory=dict)
-    """any other option of sbatch, e.g. `{reservation: spring, mail-type: END}`"""
+    """any other option of sbatch, e.g. `{qos: high, cpus-per-task: "24"}`"""
     setup: Annotated[tuple[Line, ...], Field(strict=False)] = ()
     """shell commands that make `python` and vitscale available, e.g. `source .venv/bin/activate`"""
     container: Container | None = None

@@ -1,7 +1,7 @@
 """The commands that start a run's processes: pure, config -> list of arguments."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 CONFIG_FILE = Path(__file__).parent / "accelerate" / "base.yaml"
@@ -12,25 +12,17 @@ def local_command(module: str, words: Sequence[str], num_processes: int, port: i
     return _command(1, num_processes, ["--main_process_port", str(port)], module, words)
 
 
-def node_command(
-    recipe: str,
-    overrides: Sequence[str],
-    num_nodes: int,
-    num_processes: int,
-    node: int | str,
-    main_ip: str,
-    port: int | str,
-    log_dir: str,
-) -> list[str]:
-    """The processes of one node of several; `num_processes` on all of them together, their output also under `log_dir`."""
+def node_command(words: Sequence[str], job: Mapping[str, str], log_dir: str) -> list[str]:
+    """The processes of one node of a Slurm job, as its variables describe it; their output also under `log_dir`."""
+    nodes, procs = int(job["SLURM_NNODES"]), int(job["PROCS_PER_NODE"])
     rendezvous = [
-        *("--deepspeed_multinode_launcher", "standard", "--machine_rank", str(node), "--rdzv_backend", "c10d"),
-        *("--main_process_ip", main_ip, "--main_process_port", str(port)),
+        *("--deepspeed_multinode_launcher", "standard", "--machine_rank", job["SLURM_NODEID"], "--rdzv_backend", "c10d"),
+        *("--main_process_ip", job["MAIN_ADDRESS"], "--main_process_port", job["MAIN_PORT"]),
     ]
-    if num_nodes == 1:  # accelerate would let all such jobs of a machine meet at one port
+    if nodes == 1:  # accelerate would let all such jobs of a machine meet at one port
         rendezvous = ["--main_process_port", "0"]
     rendezvous += ["--log_dir", log_dir, "--tee", "3"]
-    return _command(num_nodes, num_processes, rendezvous, "vitscale.train", [recipe, *overrides])
+    return _command(nodes, nodes * procs, rendezvous, "vitscale.train", words)
 
 
 def _command(num_nodes: int, num_processes: int, rendezvous: Sequence[str], module: str, words: Sequence[str]) -> list[str]:

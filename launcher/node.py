@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
 
 from launcher.command import node_command
 from vitscale import failure
@@ -16,23 +15,9 @@ from vitscale import failure
 PASSWORD = r"://[^/@\s]*@"
 
 
-def command(words: Sequence[str], environ: Mapping[str, str], host: str) -> list[str]:
-    nodes, procs = int(environ["SLURM_NNODES"]), int(environ["PROCS_PER_NODE"])
-    return node_command(
-        words[0],
-        words[1:],
-        num_nodes=nodes,
-        num_processes=nodes * procs,
-        node=environ["SLURM_NODEID"],
-        main_ip=environ["MAIN_ADDRESS"],
-        port=environ["MAIN_PORT"],
-        log_dir=f"{environ['LOG_DIR']}/{host}",
-    )
-
-
 def main() -> None:
     host = failure.host()
-    words = command(sys.argv[1:], os.environ, host)
+    words = node_command(sys.argv[1:], os.environ, f"{os.environ['LOG_DIR']}/{host}")
     print(f"{host}: {re.sub(PASSWORD, '://', shlex.join(words))}", flush=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the loader's threads and the model's are set by each process
     os.environ["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = f"[{host} rank ${{rank}}] "

@@ -24,16 +24,15 @@ def render(cluster: Cluster, name: str, run_dir: Path, words: Sequence[str]) -> 
 
 
 def sbatch_options(cluster: Cluster, name: str, run_dir: Path) -> dict[str, str]:
-    stated = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
     return {
         "job-name": name,
         "nodes": str(cluster.nodes),
         "ntasks-per-node": "1",
         **({"gpus-per-node": str(cluster.gpus_per_node)} if cluster.gpus_per_node else {}),
-        **({"cpus-per-task": str(cluster.cpus_per_node)} if cluster.cpus_per_node else {}),
         **({"exclusive": ""} if cluster.exclusive else {}),
         "time": cluster.time,
-        **{key: value for key, value in stated.items() if value},
+        **({"partition": cluster.partition} if cluster.partition else {}),
+        **({"account": cluster.account} if cluster.account else {}),
         "signal": f"B:USR1@{STOP_EARLY_S}",
         "requeue": "",
         "open-mode": "append",

@@ -37,16 +37,9 @@ def script(cfg: RunConfig, cluster: Cluster, run_dir: Path) -> str:
 
 def launch_line(cluster: Cluster, run_dir: Path) -> list[str]:
     """What the script runs on each node."""
-    places = {"node": "$SLURM_NODEID", "main_ip": "$MAIN_ADDRESS", "port": "$MAIN_PORT", "log_dir": "$LOG_DIR"}
-    return node_command(str(run_dir / SUBMITTED), [], cluster.nodes, cluster.world_size, **places)
-
-
-def submit(cfg: RunConfig, text: str, run_dir: Path) -> str:
-    """Write recipe and script into the run directory and queue it; returns the job's number.
-
-    The job trains that copy: what happens to the recipe's own file afterwards changes no job that waits.
-    """
-    return queue(write(cfg, text, run_dir))
+    known = {"SLURM_NNODES": str(cluster.nodes), "PROCS_PER_NODE": str(cluster.procs)}
+    job = known | {name: f"${name}" for name in ("SLURM_NODEID", "MAIN_ADDRESS", "MAIN_PORT")}
+    return node_command([str(run_dir / SUBMITTED)], job, "$LOG_DIR")
 
 
 def submit_array(cluster: Cluster, name: str, folder: Path, scripts: Sequence[Path]) -> str:
@@ -59,7 +52,10 @@ def submit_array(cluster: Cluster, name: str, folder: Path, scripts: Sequence[Pa
 
 
 def write(cfg: RunConfig, text: str, run_dir: Path) -> Path:
-    """Recipe and script in the run directory; returns the script's path."""
+    """Recipe and script in the run directory; returns the script's path.
+
+    The job trains that copy: what happens to the recipe's own file afterwards changes no job that waits.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "train.sbatch"
     path.write_text(text)
@@ -68,6 +64,7 @@ def write(cfg: RunConfig, text: str, run_dir: Path) -> Path:
 
 
 def queue(path: Path) -> str:
+    """Hand a script to Slurm; returns the job's number."""
     if not shutil.which("sbatch"):
         raise LaunchError("sbatch: not found, so this is no machine to submit from; log in to one, or look at --dry-run")
     command = ["sbatch", "--parsable", str(path)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vitscale.arguments import CLUSTER, CLUSTER_HELP, JSON, OVERRIDES, PROCS, RECIPE, RECIPE_HELP, Commands, add, count, shared
 from vitscale.cli_data import add_data_commands
-from vitscale.cli_models import add_model_commands
+from vitscale.cli_models import add_exchange_commands, add_judging_commands
 
 if TYPE_CHECKING:
     from launcher.cluster import Cluster
@@ -52,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vitscale", description="Pretrain and fine-tune Vision Transformers on webdatasets.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_run_commands(commands)
-    add_model_commands(commands)
+    add_judging_commands(commands)
+    add_exchange_commands(commands)
     data = commands.add_parser(
         "data",
         help="build, index and look into shards; their order; how fast they are read",
@@ -93,13 +94,8 @@ def add_run_commands(commands: Commands) -> None:
     example = "vitscale plan recipes/pretrain/vit-l16-in21k.yaml --cluster recipes/clusters/h200-infiniband.yaml"
     add(commands, run_plan, example, RECIPE, OVERRIDES, CLUSTER, JSON)
 
-    doctor = add(
-        commands,
-        run_doctor,
-        "vitscale doctor recipes/demo/pretrain.yaml",
-        shared("recipe", nargs="?", help=RECIPE_HELP),
-        OVERRIDES,
-    )
+    recipe = shared("recipe", nargs="?", help=RECIPE_HELP)
+    doctor = add(commands, run_doctor, "vitscale doctor recipes/demo/pretrain.yaml", recipe, OVERRIDES)
     doctor.add_argument("--cluster", help=CLUSTER_HELP)
 
 
@@ -159,7 +155,8 @@ def run_submit(args: argparse.Namespace) -> None:
     elif not is_finished(cfg, run_dir):
         if run_dir.status.get("state") == "finished":  # and made longer since
             run_dir.write_status("starting")
-        print(f"{cfg.name}: job {submit.submit(cfg, script, run_dir.path)}; its output: {run_dir.path}/job-*.log")
+        job = submit.queue(submit.write(cfg, script, run_dir.path))
+        print(f"{cfg.name}: job {job}; its output: {run_dir.path}/job-*.log")
 
 
 def to_submit(recipe: str, overrides: list[str], where: "Cluster") -> tuple["RunConfig", "RunDir", str]:

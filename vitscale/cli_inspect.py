@@ -158,27 +158,25 @@ def run_data_order(args: argparse.Namespace) -> None:
 
 
 def _order(args: argparse.Namespace) -> "tuple[list[Manifest], Order]":
-    from data_pipeline.config import DataConfig
+    from data_pipeline.config import OrderConfig
     from data_pipeline.errors import DataError
     from data_pipeline.manifest import read_manifest
     from data_pipeline.order import Order
     from vitscale import recipe
 
-    if args.recipe:
-        cfg = recipe.load(args.recipe)
-        locations, weights = [source.manifest for source in cfg.data.train], cfg.data.source_weights
-        batch, lanes, block, first = cfg.train.global_batch, cfg.lanes, cfg.data.shuffle_block, cfg.seed
-        repeated = cfg.data.repeated
-    else:
-        default_block = DataConfig.model_fields["shuffle_block"].default
-        locations, weights, batch, lanes, block, first = [], None, args.global_batch, args.global_batch, default_block, 0
-        repeated = 1
-    locations = args.manifests or locations
-    lanes, block, first = args.lanes or lanes, args.shuffle_block or block, first if args.seed is None else args.seed
+    cfg = recipe.load(args.recipe) if args.recipe else None
+    data = cfg.data if cfg else OrderConfig.model_construct(train=())
+    locations, weights = args.manifests or [source.manifest for source in data.train], data.source_weights
     if not locations or (weights and len(weights) != len(locations)):
         raise DataError(f"data order: {len(locations)} manifests; give one or more, or none for those of --recipe")
+    batch, lanes, first = (cfg.train.global_batch, cfg.lanes, cfg.seed) if cfg else (args.global_batch, args.global_batch, 0)
+    lanes, block, first = (
+        args.lanes or lanes,
+        args.shuffle_block or data.shuffle_block,
+        first if args.seed is None else args.seed,
+    )
     manifests = [read_manifest(location) for location in locations]
-    return manifests, Order([manifest.samples for manifest in manifests], batch, lanes, block, first, weights, repeated)
+    return manifests, Order([manifest.samples for manifest in manifests], batch, lanes, block, first, weights, data.repeated)
 
 
 def run_data_simulate(args: argparse.Namespace) -> None:

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 RUNS_HELP = "run directories, runs:/RUN_ID or experiments:/NAME: their curves, and accuracy against pre-training compute"
 
 
-def add_model_commands(commands: Commands) -> None:
-    add_judging_commands(commands)
-    add_exchange_commands(commands)
-
-
 def add_judging_commands(commands: Commands) -> None:
     example = "vitscale eval models:/digits-vit@champion --data runs/data/digits/val.json"
     evaluate = add(commands, run_eval, example, MODEL, IMAGE_SIZE, MLFLOW, BATCH, PROCS)

@@ -19,7 +19,7 @@ from vitscale import recipe
 from vitscale.config import RunConfig
 from vitscale.delivery import Delivery, left, store_uri
 from vitscale.errors import TrackingError
-from vitscale.history import History, append
+from vitscale.history import History, Log
 from vitscale.orphan import die_with_parent
 from vitscale.progress import say
 from vitscale.publish import publish_due
@@ -42,13 +42,12 @@ class Tracker:
 
     def __enter__(self) -> Self:
         if self._active:
-            self._history = History(self._run.metrics)
+            self._history, self._attempts = History(self._run.metrics), Log(self._run.attempts)
             self._start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._active:
-            self.close("FAILED" if kind else "KILLED")
+        self.close("FAILED" if kind else "KILLED")
 
     def _start(self) -> None:
         """Call in the main thread: the kernel ends the courier with the thread that has started it."""
@@ -73,7 +72,7 @@ class Tracker:
     def note_start(self, **values: Any) -> None:
         """Note where and how the run was started, for its page in MLflow."""
         if self._active:
-            append(self._run.attempts, values)
+            self._attempts.add({"time_ms": int(time.time() * 1000), **values})
 
     def close(self, status: str) -> None:
         """Have the rest sent, within a bound, and the run's status set: FINISHED, FAILED or KILLED."""
@@ -81,6 +80,7 @@ class Tracker:
             return
         self._active = False
         self._history.close()
+        self._attempts.add()  # what has found no room so far
         self._revive()
         within = CLOSE_WITHIN_S if status == "FINISHED" else STOP_WITHIN_S
         try:

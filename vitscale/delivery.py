@@ -5,7 +5,6 @@ keeps the time of its line, tags and files are replaced, parameters and inputs a
 """
 
 import dataclasses
-import getpass
 import json
 import os
 import uuid
@@ -13,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, TypeVar
+
+import psutil
 
 from vitscale import fault
 from vitscale.config import RunConfig
@@ -119,7 +120,11 @@ class Delivery:
         if not run_id or not is_known(client, run_id):
             experiment = experiment_id(client, self._cfg.tracking.experiment, self.uri)
             made = client.search_runs([experiment], f"tags.`{DIRECTORY_TAG}` = '{self._mark.directory}'")
-            made_by = {"mlflow.user": user(), "mlflow.source.name": "vitscale.train", "mlflow.source.type": "JOB"}
+            made_by = {
+                "mlflow.user": psutil.Process().username(),
+                "mlflow.source.name": "vitscale.train",
+                "mlflow.source.type": "JOB",
+            }
             tags = {DIRECTORY_TAG: self._mark.directory, **made_by}
             run_id = (made[0] if made else client.create_run(experiment, run_name=self._cfg.name, tags=tags)).info.run_id
             fault.at("tracking.created")
@@ -204,14 +209,6 @@ class Delivery:
             folder = str(Path(name).parent)
             self._client.log_artifact(self._mark.run_id, str(self._run.artifacts / name), None if folder == "." else folder)
             self._note(files={**self._mark.files, name: stamp})
-
-
-def user() -> str:
-    """Who runs this; a number where the machine has no name for it, as in containers."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def pieces(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -14,6 +14,7 @@ from data_pipeline.build import build
 from data_pipeline.manifest import Manifest
 from data_pipeline.sources import digits
 from data_pipeline.stream import Shards
+from launcher.local import count_gpus
 from vitscale.cli import train
 from vitscale.errors import LaunchError
 from vitscale.progress import say
@@ -39,7 +40,9 @@ def demo(device: str, seed: int, runs: str) -> int:
     """Build the data, pretrain, fine-tune twice, pull, predict, report. What is done already is not done again."""
     began = time.monotonic()
     root = Path(runs).absolute()
-    procs = demo_processes(device)
+    procs = min(2, count_gpus(os.environ)) if device == "cuda" else 2
+    if not procs:
+        raise LaunchError("demo: --device cuda, but no GPU is visible; use --device cpu")
     say(f"demo on {device} with {procs} processes, everything under {root}")
     val = build(digits(), root / "data" / "digits", VAL_FRACTION, SHARD_SAMPLES, seed=0)["val"]
     todo = stages(root, device, seed)
@@ -60,17 +63,6 @@ def demo(device: str, seed: int, runs: str) -> int:
         say(f"  {line}")
     report(todo, champion, uri, time.monotonic() - began)
     return 0
-
-
-def demo_processes(device: str) -> int:
-    from launcher.local import count_gpus
-
-    if device == "cpu":
-        return 2
-    gpus = count_gpus(os.environ)
-    if not gpus:
-        raise LaunchError("demo: --device cuda, but no GPU is visible; use --device cpu")
-    return min(2, gpus)
 
 
 def model_name(seed: int) -> str:

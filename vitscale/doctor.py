@@ -2,17 +2,14 @@
 
 import importlib.metadata as metadata
 import os
+import platform
 import resource
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 
@@ -45,11 +42,9 @@ def examine(cfg: RunConfig | None, cluster: Cluster | None) -> Iterator[Finding]
     runs = Path(cfg.runs if cfg else "runs").expanduser().absolute()
     uri = tracking.tracking_uri(cfg.tracking if cfg else None, runs)
     hardware = cfg.hardware if cfg else HardwareConfig()
-    checks: list[Callable[[], Finding]] = [check_packages]
-    checks += [partial(check, hardware) for check in (check_gpus, check_matmul)]
+    checks: list[Callable[[], Finding]] = [check_packages, partial(check_gpus, hardware), partial(check_matmul, hardware)]
     checks += [check_all_reduce, check_shared_memory, *(partial(check_limit, name) for name in LIMITS)]
-    checks += [partial(check, runs) for check in (check_room, check_file_clock)]
-    checks += [partial(check, uri) for check in (check_mlflow, check_server_clock)[: 1 + uri.startswith("http")]]
+    checks += [partial(check_room, runs), partial(check_file_clock, runs), partial(check_mlflow, uri)]
     if cfg:
         checks += [partial(check_shards, source, cfg) for source in (*cfg.data.train, cfg.data.val) if source]
     if cluster:
@@ -60,17 +55,15 @@ def examine(cfg: RunConfig | None, cluster: Cluster | None) -> Iterator[Finding]
 def guarded(check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except Exception as error:  # also of torch, MLflow, urllib and subprocess
+    except Exception as error:  # also of torch, MLflow and subprocess
         name = getattr(check, "func", check).__name__.removeprefix("check_").replace("_", " ")
         return Finding(name, "fail", tracking.reason(error), "the message says what to do, or what is broken")
 
 
 def check_packages() -> Finding:
     """Installed versions against those allowed and those known to be bad."""
-    python = sys.version.split()[0]
-    wrong = [f"Python {python}: 3.11 or newer is needed"] if sys.version_info < (3, 11) else []
-    wrong += [problem for line in metadata.requires("vitscale") or () if (problem := package_problem(Requirement(line)))]
-    found = "; ".join(wrong) or f"as required, Python {python}"
+    wrong = [problem for line in metadata.requires("vitscale") or () if (problem := package_problem(Requirement(line)))]
+    found = "; ".join(wrong) or f"as required, Python {platform.python_version()}"
     return grade("packages", found, "pip install -c constraints.txt -e .", bool(wrong))
 
 
@@ -146,18 +139,8 @@ def check_file_clock(runs: Path) -> Finding:
     """This machine's clock beside that of the server of its files."""
     with tempfile.NamedTemporaryFile(dir=existing(runs)) as file:
         os.utime(file.name)  # to the server's time
-        return clock("file clock", Path(file.name).stat().st_mtime - time.time())
-
-
-def check_server_clock(uri: str) -> Finding:
-    """This machine's clock beside that of the MLflow server."""
-    with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10) as answer:
-        date = parsedate_to_datetime(answer.headers["Date"])
-    return clock("mlflow clock", date.timestamp() - time.time())
-
-
-def clock(name: str, skew: float) -> Finding:
-    return grade(name, f"{skew:+.1f} s", "synchronise the clocks of the machines (chrony)", abs(skew) > SKEW_S, "warn")
+        skew = Path(file.name).stat().st_mtime - time.time()
+    return grade("file clock", f"{skew:+.1f} s", "synchronise the clocks of the machines (chrony)", abs(skew) > SKEW_S, "warn")
 
 
 def check_limit(name: str) -> Finding:
@@ -192,16 +175,12 @@ def check_shards(source: SourceConfig, cfg: RunConfig) -> Finding:
 
 
 def check_slurm(cluster: Cluster) -> Finding:
-    """sbatch is here, the controller answers, the partition exists."""
-    if not shutil.which("sbatch"):
-        return Finding("slurm", "fail", f"no sbatch on {socket.gethostname()}", "log in to a machine that submits jobs")
+    """The controller answers, and knows the partition."""
     done = subprocess.run(["sinfo", "-h", "-o", "%R"], capture_output=True, text=True, timeout=SLURM_WITHIN_S, check=False)
-    if done.returncode:
-        return Finding("slurm", "fail", " ".join(done.stderr.split()), "ask who runs the cluster whether slurmctld is up")
     known = sorted(set(done.stdout.split()))
-    missing = cluster.partition is not None and cluster.partition not in known
-    found = f"partitions {', '.join(known)}" + (f", not {cluster.partition}" if missing else "")
-    return grade("slurm", found, "correct `partition` in the cluster file", missing)
+    wrong = bool(done.returncode) or (cluster.partition is not None and cluster.partition not in known)
+    found = " ".join(done.stderr.split()) or f"partitions {', '.join(known)}"
+    return grade("slurm", found, "correct `partition` in the cluster file, or ask whether slurmctld is up", wrong)
 
 
 def check_fit(cfg: RunConfig, cluster: Cluster) -> Finding:

@@ -57,7 +57,7 @@ class Engine:
         deepspeed = import_deepspeed(world.device.type)
         self.world, self.stage, self.optim = world, hardware.zero_stage, optim
         self.dtype, self.micro_batch, self.grad_accum = DTYPES[hardware.precision], micro_batch, grad_accum
-        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}  # full ones, under ZeRO-3 too
         prepare(model, hardware)
         if self.stage == 0:
             model.to(world.device, self.dtype)
@@ -87,7 +87,7 @@ class Engine:
 
     def _pieces_of(self, weights: torch.Tensor) -> Pieces:
         """The parameters that lie in a flat tensor, numbered alike on every rank."""
-        numbers = {name: number for number, name in enumerate(self._shapes)}
+        numbers = {name: number for number, name in enumerate(self.shapes)}
         found = [place for place in self._places if place.weights is weights]
         index = torch.tensor([numbers[place.name] for place in found], device=weights.device, dtype=torch.int64)
         return Pieces(index, [place.offset for place in found], [place.length for place in found], len(numbers))
@@ -135,10 +135,6 @@ class Engine:
         """Global norm of the last update's gradient, before clipping; not finite where the update was skipped."""
         norm = torch.as_tensor(self._stepper.grad_norm(), dtype=torch.float32, device=self.world.device)
         return torch.where(norm >= 0, norm, torch.nan)
-
-    def shapes(self) -> Iterator[tuple[str, torch.Size]]:
-        """(name, full shape) of every parameter."""
-        yield from self._shapes.items()
 
     def fragments(self, replicas: bool = False) -> Iterator[Fragment]:
         """What this rank owns of every parameter; together the ranks own each element exactly once.

@@ -1,4 +1,4 @@
-"""A run's history on its own disk, whatever becomes of MLflow.
+"""A run's logs on its own disk, and its history there, whatever becomes of MLflow.
 
 `metrics.jsonl` is a write-ahead log: a line per step and kind, with its own time. After a rollback to a checkpoint the replayed
 steps find their lines already there and keep them, so that no point is doubled.
@@ -10,16 +10,44 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vitscale import rundir
+from vitscale.progress import say
+from vitscale.rundir import replace_text
+
+
+class Log:
+    """JSON lines in a file, to be added to. A full disk costs a warning: what finds no room follows when there is some."""
+
+    def __init__(self, path: Path) -> None:
+        """A torn last line, from a kill, is cut off."""
+        self._path, self._unwritten = path, b""
+        if path.exists():
+            os.truncate(path, len(whole_lines(path.read_bytes())))
+
+    def add(self, *lines: dict[str, Any]) -> None:
+        """Write them, after what has found no room so far."""
+        self._unwritten += "".join(json.dumps(line) + "\n" for line in lines).encode()
+        if not self._unwritten:
+            return
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                while self._unwritten:
+                    self._unwritten = self._unwritten[file.write(self._unwritten) or 0 :]
+        except OSError as error:
+            reason = f"{self._path}: {error.strerror}; training goes on, the rest follows when there is room"
+            say(f"warning: {reason}", show=bool(lines))
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of later steps: a run that goes on from this one writes them again."""
+        if self._path.exists():
+            kept = [line for line in read_log(self._path) if line["step"] <= step]
+            replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 class History:
-    """`metrics.jsonl`, to be added to. A torn last line, from a kill, is cut off."""
+    """`metrics.jsonl`, to be added to."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._unwritten = path, b""
-        path.touch()
-        os.truncate(path, len(whole_lines(path.read_bytes())))
+        self._log = Log(path)
         self._seen = {(line["step"], line["kind"]) for line in read_log(path)}
 
     def add(self, step: int, kind: str, metrics: dict[str, float], samples: str | None = None) -> None:
@@ -28,19 +56,11 @@ class History:
             return
         self._seen.add((step, kind))
         line = {"step": step, "kind": kind, "time_ms": int(time.time() * 1000), "metrics": metrics}
-        self._unwritten += (json.dumps({**line, "samples": samples} if samples else line) + "\n").encode()
-        self._unwritten = rundir.append(self._path, self._unwritten)
+        self._log.add({**line, "samples": samples} if samples else line)
 
     def close(self) -> None:
         """Write what has found no room so far."""
-        self._unwritten = rundir.append(self._path, self._unwritten)
-
-
-def append(path: Path, values: dict[str, Any]) -> None:
-    """A line more in a log that is rarely written."""
-    with path.open("ab") as log:
-        os.truncate(path, len(whole_lines(path.read_bytes())))
-        log.write((json.dumps({"time_ms": int(time.time() * 1000), **values}) + "\n").encode())
+        self._log.add()
 
 
 def whole_lines(content: bytes) -> bytes:

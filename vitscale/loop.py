@@ -12,6 +12,7 @@ from data_pipeline.mixing import prepare
 from data_pipeline.noise import splitmix64, uniform_noise
 from data_pipeline.order import Slots, fingerprint
 from data_pipeline.stream import Shards
+from vitscale import machine
 from vitscale.badsteps import BadStep, BadSteps
 from vitscale.cadence import Cadence
 from vitscale.config import RunConfig
@@ -19,7 +20,6 @@ from vitscale.courier import Tracker
 from vitscale.engine import Engine
 from vitscale.ledger import Ledger
 from vitscale.loss import LOSSES, smooth
-from vitscale.machine import Machine
 from vitscale.meter import Meter, peak_memory_gib
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import read_model_info
@@ -45,9 +45,8 @@ def fit(
 ) -> bool:
     """Train until the last step, or a stop that all ranks agree on; True = all is done. Call on every rank."""
     world, losses, meter = engine.world, Losses(), Meter.of(cfg, engine.world)
-    machine = Machine(active=world.local_rank == 0)
     ledger = Ledger(run.ledger, cfg.data.bad_samples, world, state.step)
-    bad_steps = BadSteps(run.bad_steps, cfg.train.max_bad_steps, shards, world)
+    bad_steps = BadSteps(run.bad_steps, cfg.train.max_bad_steps, shards, world, state.step)
     saver, saved = Saver(run, engine, cfg.checkpoint, cadence.keep), state.step
     evaluate_owed(engine, validation, state, tracker, run)
     with TrainProgress(cfg.name, state.step, cadence.total, world.is_main) as progress, saver:
@@ -63,7 +62,7 @@ def fit(
             if log_now or save_now:
                 ledger.settle(state)
             if log_now:
-                samples, load = gather(state, machine, world)
+                samples, load = gather(state, world)
                 tracker.log(state.step, "train", {**report(world, losses, state, meter, cfg, cadence), **load}, samples)
             if eval_now:
                 state.owes_eval = not validation.is_empty
@@ -171,9 +170,10 @@ def save(saver: Saver, world: World, state: TrainState, tracker: Tracker, last: 
             world.save_s = sum(saver.times.values())
 
 
-def gather(state: TrainState, machine: Machine, world: World) -> tuple[str, dict[str, float]]:
+def gather(state: TrainState, world: World) -> tuple[str, dict[str, float]]:
     """The running hash of all samples consumed by all ranks, and how busy each machine is. Call on every rank."""
-    fingerprints, loads = zip(*world.gather((state.fingerprint, machine.sample())), strict=True)
+    load = machine.load() if world.local_rank == 0 else {}
+    fingerprints, loads = zip(*world.gather((state.fingerprint, load)), strict=True)
     return f"{sum(fingerprints) % 2**64:016x}", dict(ChainMap(*loads))
 
 

@@ -11,7 +11,6 @@ from vitscale.state import TrainState
 
 Phase = Literal["start", "data", "train", "eval", "checkpoint"]
 # As goodput is reported; `restart` is also what a kill threw away, and the time until the next start.
-GOODPUT: dict[str, Phase]
 GOODPUT = {"restart": "start", "data": "data", "productive": "train", "eval": "eval", "checkpoint": "checkpoint"}
 
 

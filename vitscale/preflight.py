@@ -13,13 +13,13 @@ from vitscale.cadence import Cadence
 from vitscale.config import RunConfig, grad_accum
 from vitscale.errors import LaunchError, RecipeError
 from vitscale.rundir import RunDir
-from vitscale.source import Origin, fetch_init
+from vitscale.source import fetch_init
 from vitscale.tracking import tracking_uri
 
 IMAGE_BYTES = 110_000  # of an ImageNet JPEG; used where no manifest tells
 
 
-def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> Origin | None:
+def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> None:
     """Raise the first thing that would make this run fail; fetch the weights that `init.from` names."""
     check_launch(cfg, ranks, environ)
     run = RunDir(cfg)
@@ -43,9 +43,8 @@ def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> Origin | No
         for manifest in (known, unknown):
             manifest.check()
             manifest.check_labels(len(manifest.classes) or manifest.num_labels)
-    if cfg.init is None:
-        return None
-    return fetch_init(cfg.init, cfg.model, run.init, tracking_uri(cfg.tracking, cfg.runs))
+    if cfg.init:
+        fetch_init(cfg.init, cfg.model, run.init, tracking_uri(cfg.tracking, cfg.runs))
 
 
 def check_length(cadence: Cadence, samples: int, run: RunDir) -> None:

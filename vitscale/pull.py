@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -90,7 +89,7 @@ def _sums(folder: Path, version: Version, files: Artifacts, sizes: dict[str, int
     if SUMS not in sizes:
         raise ModelError(f"{version.uri}: no {SUMS} stored: half uploaded, or not by vitscale; publish it again")
     _fetch(files, SUMS, folder)
-    if version.digest not in (None, hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()):
+    if version.digest not in (None, sha256(folder / SUMS)):
         raise ModelError(f"{version.uri}: {SUMS} is not the registered one; the stored copy is damaged, publish it again")
     sums = read_sums(folder)
     if strange := [name for name in sums if not NAME.fullmatch(name)]:

@@ -17,12 +17,10 @@ from vitscale import failure, recipe
 from vitscale.config import RunConfig
 from vitscale.errors import RecipeError
 from vitscale.phases import process_age_s
-from vitscale.progress import say
 
 # Sections that decide the result; the others may change between two starts of a run.
 SCIENCE = ("seed", "model", "init", "data", "train", "optim")
 ENDLESS = ("rsqrt", "constant")  # schedules that do not depend on the length of the run until their cool-down
-LATER = "training goes on, the rest follows when there is room"
 ENDING = ("error", "final", "reason")  # what a status says of an end
 OWNER_EVERY_S = 10.0
 
@@ -43,7 +41,7 @@ class RunDir:
         self.mlflow_sent = self.path / ".mlflow_sent"
         self.init = self.path / "init"
         self.transfer = self.path / "transfer.txt"
-        self.bad_steps = self.path / "bad_steps"
+        self.bad_steps = self.path / "bad_steps.jsonl"
         self.hang = self.path / "hang"
         self.stop = self.path / "stop"
         self._owner: IO[str] | None = None
@@ -192,17 +190,6 @@ def _science(cfg: RunConfig) -> dict[str, Any]:
     values = recipe.flatten(cfg.model_dump(include=set(SCIENCE), exclude=other, by_alias=True))
     data = {"data.train (weights)": [source.weight for source in cfg.data.train], "data.val (given)": cfg.data.val is not None}
     return {**values, **data}
-
-
-def append(path: Path, content: bytes) -> bytes:
-    """Add to a file; returns what found no room, with a warning, to be tried again."""
-    try:
-        with path.open("ab", buffering=0) as file:
-            while content:
-                content = content[file.write(content) or 0 :]
-    except OSError as error:
-        say(f"warning: {path}: {error.strerror}; {LATER}")
-    return content
 
 
 def replace_text(path: Path, text: str) -> None:

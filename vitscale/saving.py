@@ -159,7 +159,7 @@ class Saver:
 
     def num_bytes(self, rank_bytes: list[int]) -> int:
         """What a checkpoint takes on the disk, at most."""
-        weights = 4 * sum(shape.numel() for _, shape in self._engine.shapes())
+        weights = 4 * sum(shape.numel() for shape in self._engine.shapes.values())
         return sum(rank_bytes) + weights * len(self._whole) + SLACK_BYTES
 
     def _fail(self, save: Save, error: Exception) -> None:
@@ -194,12 +194,11 @@ class Saver:
         fault.at("save.shares")
         for note in (save.partial / "engine").glob("*.note"):
             note.unlink()
-        shapes = dict(self._engine.shapes())
         metadata = {"format": "pt", METADATA: json.dumps(json.loads(self._run.model_info.read_text()))}
         with ExitStack() as stack:
             pieces = stored_pieces(save.partial / "engine", stack)
             for file, kind in self._whole.items():
-                sums |= sharded.write(save.partial, file, shapes, partial(whole, pieces, kind), metadata)
+                sums |= sharded.write(save.partial, file, self._engine.shapes, partial(whole, pieces, kind), metadata)
         fault.at("save.weights")
         (save.partial / "state.json").write_text(save.state)
         for path in (self._run.model_info, self._run.recipe):

@@ -182,7 +182,7 @@ def announce(cfg: RunConfig, run: RunDir, state: TrainState, cadence: Cadence, e
             f"{'it goes on from an earlier one' if state.step else 'the run starts anew'}",
             engine.world.is_main,
         )
-    parameters = sum(shape.numel() for _, shape in engine.shapes())
+    parameters = sum(shape.numel() for shape in engine.shapes.values())
     start = f"continues at step {state.step:,}" if state.step else "starts"
     say(
         f"{cfg.name}: {start} of {cadence.total:,}; {parameters:,} parameters, global batch {cfg.train.global_batch} = "

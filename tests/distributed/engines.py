@@ -132,7 +132,7 @@ def layouts(cfg: RunConfig, world: World) -> dict:
             "accum": accum,
             "average": average,
         }
-    assert sum(shape.numel() for _, shape in trial.engine.shapes()) % 2 == 1
+    assert sum(shape.numel() for shape in trial.engine.shapes.values()) % 2 == 1
     engine = trial.engine._engine
     return {"runs": found, "engine": [type(engine).__module__, engine.dp_world_size]}
 

@@ -17,6 +17,7 @@ from data_pipeline.manifest import read_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
 from vitscale import recipe
+from vitscale.history import read_log
 
 HANG_S = 4.0
 LONG = ("--procs", "2", "train.total.steps=100000", f"hardware.hang_after_s={HANG_S}", "eval.every=null", "checkpoint.keep=3")
@@ -110,7 +111,7 @@ def test_steps_that_are_not_finite_name_their_images_and_stop_the_run(tiny: Tiny
     assert tiny.status()["state"] == "failed" and "max_bad_steps" in tiny.status()["error"]
     assert newest(tiny) == Path("none")
 
-    reports = [json.loads(path.read_text()) for path in sorted(tiny.run_dir().glob("bad_steps/step_*.json"))]
+    reports = read_log(tiny.run_dir() / "bad_steps.jsonl")
     assert [report["step"] for report in reports] == [2, 3, 4]
     manifest, cfg = read_manifest(str(digits_dir / "train.json")), recipe.load(tiny.recipe, [])
     order = Order([manifest.samples], cfg.train.global_batch, cfg.lanes, cfg.data.shuffle_block, cfg.seed, None)

@@ -22,7 +22,7 @@ BIN = str(Path(sys.executable).parent)
 CLUSTER = """
 nodes: {nodes}
 gpus_per_node: 0
-cpus_per_node: 1
+options: {{cpus-per-task: "1"}}
 exclusive: false
 interface: e0
 time: "{time}"

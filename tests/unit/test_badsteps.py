@@ -21,7 +21,7 @@ from vitscale.world import World
 @pytest.fixture
 def bad_steps(shards, tmp_path):
     with World(HardwareConfig(device="cpu", deterministic=False), 0) as world:
-        yield BadSteps(tmp_path / "bad_steps", 3, Shards(shards["train"]), world)
+        yield BadSteps(tmp_path / "bad_steps.jsonl", 3, Shards(shards["train"]), world, step=0)
 
 
 def meet(bad_steps, state, step):
@@ -43,7 +43,6 @@ def test_only_those_of_the_last_thousand_steps_count(bad_steps):
 
 def test_a_report_that_finds_no_room_follows(bad_steps, tmp_path, capsys):
     state = TrainState()
-    (tmp_path / "bad_steps").mkdir()
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
     try:
@@ -51,8 +50,8 @@ def test_a_report_that_finds_no_room_follows(bad_steps, tmp_path, capsys):
         bad_steps.settle([], state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert capsys.readouterr().out.count("bad_steps: File too large; training goes on") == 1
-    assert not list((tmp_path / "bad_steps").glob("step_*"))
+    assert capsys.readouterr().out.count("bad_steps.jsonl: File too large; training goes on") == 1
+    assert (tmp_path / "bad_steps.jsonl").stat().st_size == 20
     bad_steps.settle([], state)
-    report = json.loads((tmp_path / "bad_steps" / "step_00000007.json").read_text())
+    report = json.loads((tmp_path / "bad_steps.jsonl").read_text())
     assert report["ranks"][0]["loss"] == "nan" and len(report["ranks"][0]["samples"]) == 2

@@ -17,7 +17,7 @@ from vitscale import recipe
 from vitscale.courier import sync
 from vitscale.delivery import Delivery, left
 from vitscale.errors import RecipeError, TrackingError
-from vitscale.history import History, append, read_log
+from vitscale.history import History, Log, read_log
 from vitscale.recipe import flatten
 from vitscale.rundir import RunDir, replace_text
 from vitscale.tracking import connect, reason, sqlite_path, sqlite_uri, tracking_uri, without_secrets
@@ -96,7 +96,7 @@ def test_a_resumed_run_is_the_same_and_replayed_steps_are_not_doubled(run, store
 
 def test_lines_that_are_sent_twice_are_stored_once(run, store):
     log(run, 1, 2)
-    append(run.attempts, START)
+    Log(run.attempts).add(START)
     deliver(run)
     run.mlflow_sent.unlink()  # as after a kill between sending and noting it
     found = deliver(run)
@@ -145,8 +145,8 @@ def test_a_loss_that_is_not_finite_is_history_too(run, store, value):
 def test_the_run_says_what_it_is(make_run, store):
     run = make_run(f"tracking={{experiment: mine, tags: {{team: a, b: c}}, parent: {PARENT}}}", "about=from a table")
     log(run, 1)
-    append(run.attempts, START)
-    append(run.attempts, {**START, "step": 7, "reason": "killed"})
+    Log(run.attempts).add(START)
+    Log(run.attempts).add({**START, "step": 7, "reason": "killed"})
     found = deliver(run)
     tags, params, data = found.data.tags, found.data.params, found.inputs.dataset_inputs
     assert MlflowClient(store).get_experiment(found.info.experiment_id).name == "mine"

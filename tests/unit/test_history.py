@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from vitscale.history import History, append, last_metrics, read_log
+from vitscale.history import History, Log, last_metrics, read_log
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ def test_a_torn_last_line_is_cut_off_and_the_step_logged_again(log):
 
 
 def test_a_line_is_appended_after_a_torn_one(log):
-    append(log, {"step": 1})
+    Log(log).add({"step": 1})
     with log.open("ab") as file:
         file.write(b'{"step": ')
-    append(log, {"step": 2})
+    Log(log).add({"step": 2})
     assert steps(log) == [1, 2]
 
 

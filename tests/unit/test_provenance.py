@@ -1,16 +1,13 @@
 """What a start notes of its machine, code and data: enough to repeat it, nothing that is secret."""
 
 import json
-import socket
 import subprocess
-import time
 
 import psutil
 import pytest
 
 from data_pipeline.manifest import read_manifest
-from vitscale import provenance, recipe
-from vitscale.machine import Machine
+from vitscale import machine, provenance, recipe
 from vitscale.rundir import RunDir
 
 HOSTILE = {
@@ -121,14 +118,6 @@ def test_the_header_of_a_recipe_is_what_it_is_about(write_recipe, tmp_path):
 
 
 def test_a_machine_says_how_busy_it_is():
-    began, machine = time.monotonic(), Machine(active=True)
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sender:
-        with server.accept()[0] as receiver:
-            for _ in range(100):
-                sender.sendall(bytes(100_000))
-                receiver.recv(100_000, socket.MSG_WAITALL)
-    found = {name.rpartition("/")[2]: value for name, value in machine.sample().items()}
-    assert found["network_out_mb_per_s"] * (time.monotonic() - began) >= 10
+    found = {name.rpartition("/")[2]: value for name, value in machine.load().items()}
     assert 0 <= found["cpu_percent"] <= 100
     assert 0.05 < found["memory_gib"] < psutil.virtual_memory().total / 2**30
-    assert Machine(active=False).sample() == {}

@@ -12,7 +12,7 @@ from launching import vitscale
 
 from launcher import cluster as clusters
 from launcher.cluster import Cluster
-from launcher.node import command
+from launcher.command import node_command
 from launcher.sbatch import render, settings, slurm_dir
 from vitscale import failure
 from vitscale.errors import RecipeError
@@ -79,7 +79,7 @@ def test_no_value_becomes_shell_code(tmp_path, value):
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("field", ["partition", "account", "qos", "constraint", "time", "interface"])
+@pytest.mark.parametrize("field", ["partition", "account", "time", "interface"])
 @pytest.mark.parametrize("value", ["a b", "x\n#SBATCH --wrap=evil", "$(x)", "-x", "a;b", ""])
 def test_words_of_sbatch_lines_are_words(cluster_file, field, value):
     with pytest.raises(RecipeError, match=field):
@@ -135,11 +135,10 @@ def test_the_script_asks_for_what_the_cluster_file_says(tmp_path):
     cluster = Cluster(
         nodes=3,
         gpus_per_node=4,
-        cpus_per_node=24,
-        qos="high",
+        account="mine",
         max_failures=7,
         interface="ib0",
-        options={"mail-type": "END", "time": "1:00:00"},
+        options={"qos": "high", "cpus-per-task": "24", "time": "1:00:00"},
         container={"kind": "pyxis", "image": "registry#a:b", "mounts": ["/data:/data"]},
     )
     script = render(cluster, "run", tmp_path, ["r.yaml"]).splitlines()
@@ -150,15 +149,15 @@ def test_the_script_asks_for_what_the_cluster_file_says(tmp_path):
         "nodes": "3",
         "ntasks-per-node": "1",
         "gpus-per-node": "4",
-        "cpus-per-task": "24",
         "exclusive": "",
         "time": "1:00:00",
-        "qos": "high",
+        "account": "mine",
         "signal": "B:USR1@300",
         "requeue": "",
         "open-mode": "append",
         "output": f"{tmp_path}/job-%j.log",
-        "mail-type": "END",
+        "qos": "high",
+        "cpus-per-task": "24",
     }
     for line in (
         "export NCCL_SOCKET_IFNAME=ib0",
@@ -172,8 +171,8 @@ def test_the_script_asks_for_what_the_cluster_file_says(tmp_path):
 
 def test_jobs_of_one_node_do_not_meet_at_one_port():
     environ = {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "PROCS_PER_NODE": "2"}
-    environ |= {"MAIN_ADDRESS": "node0", "MAIN_PORT": "20001", "LOG_DIR": "/runs/x/logs/7.0"}
-    words = command(["r.yaml"], environ, "node0")
+    environ |= {"MAIN_ADDRESS": "node0", "MAIN_PORT": "20001"}
+    words = node_command(["r.yaml"], environ, "/runs/x/logs/7.0/node0")
     assert "--rdzv_backend" not in words and dict(pairwise(words))["--main_process_port"] == "0"
 
 
@@ -232,8 +231,8 @@ def test_a_path_that_slurm_cannot_take_is_refused(cluster_file, write_recipe, tm
 
 def test_each_node_starts_its_part():
     environ = {"SLURM_NNODES": "4", "SLURM_NODEID": "2", "PROCS_PER_NODE": "8"}
-    environ |= {"MAIN_ADDRESS": "node0", "MAIN_PORT": "20001", "LOG_DIR": "/runs/x/logs/7.0"}
-    words = command(["r.yaml", "a.b=c d"], environ, "node2")
+    environ |= {"MAIN_ADDRESS": "node0", "MAIN_PORT": "20001"}
+    words = node_command(["r.yaml", "a.b=c d"], environ, "/runs/x/logs/7.0/node2")
     pairs = dict(pairwise(words))
     assert (pairs["--num_machines"], pairs["--num_processes"], pairs["--machine_rank"]) == ("4", "32", "2")
     assert (pairs["--main_process_ip"], pairs["--main_process_port"], pairs["--log_dir"]) == (
