@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -392,7 +393,8 @@ def test_a_store_that_was_moved_is_said(make_run, monkeypatch, tmp_path):
 
 
 def test_a_user_without_a_name_as_in_containers_is_a_number(run, monkeypatch):
-    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
-    assert deliver(run).data.tags["mlflow.user"] == "4000000000"
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert deliver(run).data.tags["mlflow.user"] == str(os.getuid())
