@@ -76,7 +76,9 @@ def add_run_commands(commands: Commands) -> None:
     sweep = add(commands, run_sweep, example, RECIPE, OVERRIDES, PROCS)
     sweep.add_argument("--cluster", help=f"submit to it; {CLUSTER_HELP}")
     sweep.add_argument("--metric", default="eval/top1", help="what is compared (default: eval/top1)")
-    sweep.add_argument("--show", action="store_true", help="only the table of what there is")
+    sweep.add_argument(
+        "--show", action="store_true", help="only the table of what there is; MLflow is told the best when all have ended"
+    )
 
     show = add(commands, run_show, "vitscale show recipes/pretrain/vit-l16-in21k.yaml --procs 64", RECIPE, OVERRIDES, JSON)
     show.add_argument("--procs", type=count, default=1, help="processes to lay it out for (default: 1)")
@@ -190,14 +192,14 @@ def run_sweep(args: argparse.Namespace) -> int:
             scripts = [submit.write(cfg, script, run_dir.path) for cfg, run_dir, script in jobs]
             print(f"{sweep.name}: array {submit.submit_array(where, sweep.name, sweep.folder, scripts)} of {len(jobs)} runs")
             return 0
-        for each in words:
-            if status := train(args.recipe, each, args.procs):
-                return status
+        for trial, each in zip(sweep.trials, words, strict=True):
+            train(args.recipe, each, args.procs)  # one that fails does not keep the others from running
+            if sweep.states[trial.name] == "stopped":
+                break
     print(*sweep.lines(args.metric), sep="\n")
-    if not sweep.is_finished():
-        return 1
-    sweep.end(args.metric)
-    return 0
+    if sweep.has_ended():
+        sweep.end(args.metric)
+    return int({*sweep.states.values()} != {"finished"})
 
 
 def run_show(args: argparse.Namespace) -> None:

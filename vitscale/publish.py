@@ -20,6 +20,7 @@ from vitscale.serving import write_flavour
 from vitscale.sums import SUMS, read_sums, sha256, write_sums
 from vitscale.tracking import connect, experiment_id, is_known, mlflow_errors, reason, without_secrets
 
+PUBLISHED = "published.json"  # in a run directory: what was done, by role
 TAKEN = re.compile(r"(weights|ema)(-.*)?\.safetensors(\.index\.json)?|model\.json|state\.json")  # of a checkpoint
 
 
@@ -107,7 +108,7 @@ def publish_due(run: RunDir, cfg: RunConfig, uri: str, run_id: str, finished: bo
     What was done is noted in `published.json` (role -> version and what led to it), so that calls with nothing new to do cost
     a look at the checkpoints. ModelError and TrackingError leave all as it was; call again.
     """
-    note = run.path / "published.json"
+    note = run.path / PUBLISHED
     done: dict[str, dict[str, str]] = json.loads(note.read_text()) if note.exists() else {}
     if cfg.publish is None:
         return done

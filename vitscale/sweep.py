@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -10,6 +12,7 @@ from typing import NamedTuple
 
 from vitscale import recipe
 from vitscale.errors import RecipeError
+from vitscale.publish import PUBLISHED
 from vitscale.rundir import RunDir, replace_text
 from vitscale.tracking import connect, experiment_id, mlflow_errors, tracking_uri
 
@@ -38,14 +41,21 @@ class Sweep:
         self.name = "-".join([self.cfg.name, "sweep", *(key.rpartition(".")[2] for (key, _), *_ in several)])
         self.folder = Path(self.cfg.runs).expanduser().absolute() / self.name
         self.trials = [self._trial(fixed, combination) for combination in itertools.product(*several)]
+        for given, count in (Counter(key for key, _ in choices) + Counter(trial.name for trial in self.trials)).items():
+            if count > 1:
+                raise RecipeError(f"sweep: {given} is there {count} times; give each key once, and values that differ")
         self.configs = [recipe.load(path, trial.overrides) for trial in self.trials]  # an error before anything starts
 
     def _trial(self, fixed: Sequence[str], combination: Sequence[tuple[str, str]]) -> Trial:
+        """A published model is called after its trial; the best gets the recipe's own alias in the end."""
         parts = {key: f"{key.rpartition('.')[2]}{word.partition('=')[2]}" for key, word in combination}
-        short = {key: re.sub(r"[^A-Za-z0-9.+-]+", "", part) for key, part in parts.items()}
-        name = "-".join([self.cfg.name, *short.values()])
+        short = {key: re.sub(r"[^A-Za-z0-9.-]+", "", part) for key, part in parts.items()}
+        values = "-".join(short.values())
+        own = [f"name={self.cfg.name}-{values}"]
+        if self.cfg.publish:
+            own.append(f"publish.alias={self.cfg.publish.alias}-{values.replace('.', '_')}")
         group = "-".join([self.cfg.name, *(part for key, part in short.items() if key != "seed")])
-        return Trial(name, [*fixed, *(word for _, word in combination), f"name={name}"], group)
+        return Trial(f"{self.cfg.name}-{values}", [*fixed, *(word for _, word in combination), *own], group)
 
     def begin(self) -> str:
         """The id of the parent run in MLflow, made where there is none; TrackingError where MLflow does not answer."""
@@ -61,48 +71,77 @@ class Sweep:
         return note.read_text()
 
     def end(self, metric: str) -> None:
-        """Tell the parent run which was best."""
+        """Tell the parent run which was best, and give its model the recipe's alias."""
         if not (ranking := self.ranking(metric)):
-            known = sorted({name for _, status in self._statuses() for name in status["metrics"]})
-            raise RecipeError(f"--metric {metric}: no run has it; they have {', '.join(known) or 'none'}")
+            known = sorted({name for _, status in self._statuses() for name in status.get("metrics", {})})
+            raise RecipeError(f"--metric {metric}: no finished run has it; they have {', '.join(known) or 'none'}")
         group, scores = ranking[0]
+        if not math.isfinite(fmean(scores)):
+            return
         with mlflow_errors(self._uri):
             client, run_id = connect(self._uri), self.begin()
             client.set_tag(run_id, "sweep.best", group)
             client.log_metric(run_id, f"best/{metric}", fmean(scores))
             client.set_terminated(run_id)
+            if self.cfg.publish:
+                name, number = self._model(group)
+                client.set_registered_model_alias(name, self.cfg.publish.alias, number)
+
+    def _model(self, group: str) -> tuple[str, str]:
+        """Registered name and version of its first run."""
+        first = next(cfg for trial, cfg in zip(self.trials, self.configs, strict=True) if trial.group == group)
+        version = json.loads((RunDir(first).path / PUBLISHED).read_text())["last"]["version"]
+        name, _, number = version.removeprefix("models:/").rpartition("/")
+        return name, number
 
     @property
     def _uri(self) -> str:
         return tracking_uri(self.cfg.tracking, self.cfg.runs)
 
     def ranking(self, metric: str) -> list[tuple[str, list[float]]]:
-        """The scores of all seeds by group, best mean first: the lowest of a loss, else the highest."""
+        """The scores of all seeds by group, best mean first (of a loss the lowest); what is not finite last."""
         groups: dict[str, list[float]] = {}
         for trial, status in self._statuses():
             if metric in status.get("metrics", {}) and status["state"] == "finished":
                 groups.setdefault(trial.group, []).append(status["metrics"][metric])
-        return sorted(groups.items(), key=lambda pair: fmean(pair[1]), reverse=not metric.endswith("loss"))
+        sign = 1 if metric.endswith("loss") else -1
 
-    def is_finished(self) -> bool:
-        return all(status.get("state") == "finished" for _, status in self._statuses())
+        def key(pair: tuple[str, list[float]]) -> float:
+            mean = fmean(pair[1])
+            return sign * mean if math.isfinite(mean) else math.inf
+
+        return sorted(groups.items(), key=key)
+
+    @property
+    def states(self) -> dict[str, str]:
+        """Of its runs, by name."""
+        return {trial.name: status.get("state", "not started") for trial, status in self._statuses()}
+
+    def has_ended(self) -> bool:
+        """Whether all its runs are finished or have failed."""
+        return {*self.states.values()} <= {"finished", "failed"}
 
     def _statuses(self) -> Iterator[tuple[Trial, dict]]:
         return ((trial, RunDir(cfg).status) for trial, cfg in zip(self.trials, self.configs, strict=True))
 
     def lines(self, metric: str) -> Iterator[str]:
-        """A table: mean and standard deviation over seeds, then what is not finished, or else which is best."""
+        """A table: mean and standard deviation over seeds, then what is not finished; at the end which is best."""
         width = max(len(trial.name) for trial in self.trials)
         yield f"{'':{width}}  {metric}"
         ranking = self.ranking(metric)
         for group, scores in ranking:
-            spread = f" +- {stdev(scores):.4f} of {len(scores)}" if len(scores) > 1 else ""
+            spread = f" +- {deviation(scores):.4f} of {len(scores)}" if len(scores) > 1 else ""
             yield f"{group:{width}}  {fmean(scores):.4f}{spread}"
-        for trial, status in self._statuses():
-            if status.get("state") != "finished":
-                yield f"{trial.name:{width}}  {status.get('state', 'not started')}"
-        if ranking and self.is_finished():
+        for name, state in self.states.items():
+            if state != "finished":
+                yield f"{name:{width}}  {state}"
+        if ranking and self.has_ended() and math.isfinite(fmean(ranking[0][1])):
             yield f"best: {ranking[0][0]}"
+
+
+def deviation(scores: Sequence[float]) -> float:
+    """Over seeds; NaN where one is not finite."""
+    return stdev(scores) if all(map(math.isfinite, scores)) else math.nan
 
 
 def _choices(word: str) -> tuple[str, list[str]]:

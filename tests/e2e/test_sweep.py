@@ -1,9 +1,12 @@
 """A sweep: runs of their own, one parent in MLflow, and the best of them."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
-from launching import Tiny, vitscale
+from launching import LAUNCH_TIMEOUT_S, Tiny, clean_environment, vitscale
 
 from vitscale.errors import RecipeError
 from vitscale.rundir import RunDir
@@ -50,20 +53,92 @@ def test_seeds_are_put_together(tiny: Tiny) -> None:
     ]
 
 
+def note_scores(sweep: Sweep, *scores: float) -> None:
+    for cfg, score in zip(sweep.configs, scores, strict=True):
+        (path := RunDir(cfg).path).mkdir(parents=True, exist_ok=True)
+        (path / "status.json").write_text(json.dumps({"state": "finished", "metrics": {"eval/loss": score}}))
+
+
+def test_what_is_not_finite_is_never_best(tiny: Tiny) -> None:
+    sweep = Sweep(str(tiny.recipe), ["optim.lr=[0.01, 0.02, 0.03]", "seed=[0, 1]"])
+    nan, infinite = float("nan"), float("inf")
+    note_scores(sweep, 0.5, nan, 0.9, 0.7, -infinite, 0.1)
+    assert [group for group, _ in sweep.ranking("eval/loss")] == ["tiny-lr0.02", "tiny-lr0.01", "tiny-lr0.03"]
+    assert [line.split()[1:4] for line in sweep.lines("eval/loss")][2:] == [
+        ["nan", "+-", "nan"],
+        ["-inf", "+-", "nan"],
+        ["tiny-lr0.02"],
+    ]
+    note_scores(sweep, *[nan] * 6)
+    assert not any(line.startswith("best") for line in sweep.lines("eval/loss"))
+
+
+def test_only_what_is_finished_is_compared(tiny: Tiny) -> None:
+    sweep = Sweep(str(tiny.recipe), ["optim.lr=[0.01, 0.02]"])
+    note_scores(sweep, 0.5, 0.1)
+    path = RunDir(sweep.configs[1]).path / "status.json"
+    path.write_text(path.read_text().replace("finished", "running"))
+    assert sweep.ranking("eval/loss") == [("tiny-lr0.01", [0.5])]
+    assert [line.split() for line in sweep.lines("eval/loss")][1:] == [["tiny-lr0.01", "0.5000"], ["tiny-lr0.02", "running"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["optim.lr=[0.01, 0.010, 0.02]"], "tiny-lr0.01 is there 2 times"),
+        (["optim.lr=[0.1, 0.2]", "optim.lr=[0.3, 0.4]"], "optim.lr is there 2 times"),
+        (["optim.lr=0.1", "optim.lr=[0.3, 0.4]"], "optim.lr is there 2 times"),
+        (["tracking.experiment=['a/b', 'ab']"], "tiny-experimentab is there 2 times"),
+    ],
+)
+def test_no_two_trials_are_one(tiny: Tiny, words: list[str], named: str) -> None:
+    with pytest.raises(RecipeError, match=named):
+        Sweep(str(tiny.recipe), words)
+
+
+def test_names_take_any_value(tiny: Tiny) -> None:
+    publish = "publish={name: swept, alias: tuned}"
+    sweep = Sweep(str(tiny.recipe), ["optim.lr=[1e+30, 0.5]", "tracking.experiment=['R50+ViT', 'a b']", publish])
+    assert [trial.name for trial in sweep.trials][::3] == ["tiny-lr1e30-experimentR50ViT", "tiny-lr0.5-experimentab"]
+    assert [cfg.publish.alias for cfg in sweep.configs if cfg.publish][-1] == "tuned-lr0_5-experimentab"
+
+
 def test_a_sweep_here(tiny: Tiny) -> None:
-    shorter = ("train.total.steps=8", "optim.schedule.warmup.steps=2", "--metric", "eval/loss")
-    words = ("sweep", tiny.recipe, "optim.lr=[1e-7,1e-2]", *shorter)
+    """One run diverges: the others are made and compared, and the best has the recipe's alias."""
+    fixed = ("train.total.steps=8", "optim.schedule.warmup.steps=2", "train.max_bad_steps=1", "optim.clip_norm=0")
+    publish = "publish={name: swept, alias: tuned}"
+    words = ("sweep", tiny.recipe, "optim.lr=[1e30,1e-7,1e-2]", *fixed, publish, "--metric", "eval/loss")
     done = vitscale(*words)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1 and "train.max_bad_steps" in done.stderr
     table = done.stdout[done.stdout.rindex("eval/loss") :].splitlines()
     losses = [float(tiny.status(name)["metrics"]["eval/loss"]) for name in ("tiny-lr0.01", "tiny-lr1e-07")]
     assert losses[0] < losses[1]
-    assert [line.split() for line in table[1:3]] == [["tiny-lr0.01", f"{losses[0]:.4f}"], ["tiny-lr1e-07", f"{losses[1]:.4f}"]]
-    assert table[3] == "best: tiny-lr0.01"
+    assert [line.split() for line in table[1:]] == [
+        ["tiny-lr0.01", f"{losses[0]:.4f}"],
+        ["tiny-lr1e-07", f"{losses[1]:.4f}"],
+        ["tiny-lr1e30", "failed"],
+        ["best:", "tiny-lr0.01"],
+    ]
     client = connect(tracking_uri(None, tiny.runs))
     parent = client.get_run((tiny.runs / "tiny-sweep-lr" / "mlflow_run_id").read_text())
     assert parent.data.tags["sweep.best"] == "tiny-lr0.01" and parent.info.status == "FINISHED"
     for name in ("tiny-lr1e-07", "tiny-lr0.01"):
         run = client.get_run((tiny.run_dir(name) / "mlflow_run_id").read_text())
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    best = client.get_model_version_by_alias("swept", "tuned")
+    assert best.run_id == run.info.run_id
+    assert best.version == client.get_model_version_by_alias("swept", "tuned-lr0_01").version
     assert vitscale(*words, "--show").stdout.splitlines()[1:] == table[1:]
+
+
+def test_one_signal_ends_it(tiny: Tiny) -> None:
+    command = [sys.executable, "-m", "vitscale.cli", "sweep", str(tiny.recipe), "seed=[0,1]", "train.total.steps=5000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean_environment()) as sweep:
+        assert sweep.stdout
+        while "step" not in (line := sweep.stdout.readline()):
+            assert line, "it ended before its first step"
+        sweep.send_signal(signal.SIGINT)
+        rest = sweep.communicate(timeout=LAUNCH_TIMEOUT_S)[0]
+    assert sweep.returncode == 1
+    assert tiny.status("tiny-seed0")["state"] == "stopped"
+    assert "tiny-seed1  not started" in rest and not tiny.run_dir("tiny-seed1").exists()
