@@ -87,6 +87,12 @@ def folder(root: Path, known: Sequence[str] = ()) -> Collection:
         raise DataError(f"{root}: no class folders here; expected {root}/CLASS/IMAGE.jpg")
     numbers = [str(number) for number in range(len(classes))]
     numbered = set(classes) == set(numbers) and not set(classes) <= set(known)
+    if not numbered and not set(classes) <= set(known) and "0" in classes and all(name.isdecimal() for name in classes):
+        lost = min(set(numbers) - set(classes), key=int)
+        raise DataError(
+            f"{root}: its folders are numbers from 0 on, as labels are, but {lost} is missing; add it (it may be empty), or "
+            "if they are names of classes give the list with --classes"
+        )
     images = [
         Item(str(path.relative_to(root).with_suffix("")), extension, label, str(path), 0, path.stat().st_size)
         for label, name in enumerate(numbers if numbered else classes)

@@ -72,7 +72,7 @@ def add_run_commands(commands: Commands) -> None:
     submit = add(commands, run_submit, example, RECIPE, OVERRIDES, CLUSTER)
     submit.add_argument("--dry-run", action="store_true", help="print script and launch command, submit nothing")
 
-    example = "vitscale sweep recipes/finetune/vit-l16-in1k-384.yaml 'optim.lr=[0.003,0.01,0.03,0.06]' --procs 8"
+    example = "vitscale sweep recipes/demo/finetune.yaml 'optim.lr=[0.01,0.03,0.1]' 'seed=[0,1,2]'"
     sweep = add(commands, run_sweep, example, RECIPE, OVERRIDES, PROCS)
     sweep.add_argument("--cluster", help=f"submit to it; {CLUSTER_HELP}")
     sweep.add_argument("--metric", default="eval/top1", help="what is compared (default: eval/top1)")

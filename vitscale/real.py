@@ -1,9 +1,10 @@
 """ReaL: all labels that people found in ImageNet's validation images (Beyer et al. 2020, "Are we done with ImageNet?")."""
 
-import json
 import re
+from typing import Annotated
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError
@@ -11,6 +12,8 @@ from data_pipeline.stream import Shards, where
 
 KEY = re.compile(r"ILSVRC2012_val_(\d{8})")  # begins the images' names
 NONE = -1
+Label = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+LISTS = TypeAdapter(Annotated[list[list[Label]], Field(min_length=1)])
 
 
 def read_real(path: str, shards: Shards, num_classes: int) -> torch.Tensor:
@@ -19,16 +22,14 @@ def read_real(path: str, shards: Shards, num_classes: int) -> torch.Tensor:
     `path` is `real.json` of google-research/reassessed-imagenet: a list of labels for each image, in the order of the names.
     """
     try:
-        lists = json.loads(storage.read_all(path))
-        rows = [torch.tensor(labels, dtype=torch.int64).reshape(-1) for labels in lists]
-        known_NR = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NONE)
-    except (ValueError, TypeError, RuntimeError, RecursionError) as error:
-        raise DataError(f"{path}: not a list of labels for each image ({error}); copy real.json anew") from None
-    found = sorted({NONE, *known_NR.unique().tolist()})
-    if found[0] < NONE or found[-1] >= num_classes:
-        raise DataError(
-            f"{path}: labels {found[0]}..{found[-1]}, but the model has {num_classes} classes; take one of ImageNet-1k"
-        )
+        rows = [torch.tensor(labels, dtype=torch.int64) for labels in LISTS.validate_json(storage.read_all(path))]
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        at = "".join(f"[{part}]" for part in wrong["loc"])
+        raise DataError(f"{path}{at}: not a list of labels for each image ({wrong['msg']}); copy real.json anew") from None
+    known_NR = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NONE)
+    if known_NR.numel() and (highest := int(known_NR.max())) >= num_classes:
+        raise DataError(f"{path}: label {highest}, but the model has {num_classes} classes; take one of ImageNet-1k")
     keys = shards.keys(range(len(shards)))
     return known_NR[[_row(shards, sample, keys[sample], len(rows)) for sample in range(len(shards))]]
 

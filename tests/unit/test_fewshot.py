@@ -7,7 +7,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from vitscale.fewshot import BIAS, MIN_STD, NEIGHBOURS, RIDGE, SHOTS, TEMPERATURE, Features, accuracies, draw, nearest, ridge
+from vitscale.fewshot import MIN_STD, SHOTS, Features, accuracies, draw, nearest, ridge
+
+RIDGE, BIAS = 1024, 100  # big_vision/evaluators/fewshot_lsr.py: l2_reg 2**10, a last feature of 100
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO, arXiv 2104.14294, section 4.1 and eval_knn.py
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,12 @@ def test_more_shots_say_more(sets):
     found = accuracies(*sets)
     assert list(found) == ["1shot", "5shot", "10shot", "25shot", "knn"]
     assert found["1shot"] < found["5shot"] < found["10shot"] < found["25shot"]
+
+
+def test_an_accuracy_is_the_mean_over_three_draws(sets):
+    """As big_vision's three seeds."""
+    train, test = sets
+    found = accuracies(train, test)
+    for shots in SHOTS:
+        guesses = [ridge(draw(train, shots, seed), test.features_ND, 10) for seed in (0, 1, 2)]
+        assert found[f"{shots}shot"] == pytest.approx(np.mean([(guess == test.labels_N).double().mean() for guess in guesses]))

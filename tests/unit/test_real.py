@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -45,6 +46,29 @@ def model(tmp_path_factory):
     save_file(randomised(MODEL).state_dict(), folder / "weights.safetensors")
     write_sums(folder)
     return folder
+
+
+def test_other_classes_are_refused(vitscale_here, model, tmp_path):
+    """Of a model and a set to evaluate on, and of the two sets of few-shot accuracy."""
+    info = json.loads((model / "model.json").read_text())
+    for names in (list("abcde"), list("abced")):
+        (folder := tmp_path / "".join(names)).mkdir()
+        shutil.copy(model / "weights.safetensors", folder)
+        (folder / "model.json").write_text(json.dumps({**info, "classes": names}))
+        write_sums(folder)
+    picture(1).save(file := io.BytesIO(), "PNG")
+    sets = [
+        build(Collection([Item("a", "png", 0, file.getvalue())], list(names)), tmp_path / f"of-{names}", 0.0, [9], seed=1)
+        for names in ("abcde", "abced")
+    ]
+    locations = [found["train"].location for found in sets]
+    assert vitscale_here("eval", tmp_path / "abced", "--data", locations[1], "--procs", 1).returncode == 0
+    for words in (
+        ("eval", tmp_path / "abcde", "--data", locations[1]),
+        ("fewshot", model, "--train", locations[0], "--test", locations[1]),
+    ):
+        refused = vitscale_here(*words, "--procs", 1)
+        assert refused.returncode == 1 and "its classes are not those of" in refused.stderr
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +132,18 @@ def test_an_image_without_such_a_key_is_named(real, tmp_path, key):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "not a list of labels for each image"),
-        ('{"a": 1}', "not a list of labels for each image"),
-        ("[]", "not a list of labels for each image"),
-        ('[[1], ["a"]]', "not a list of labels for each image"),
-        ("[[1], [5]]", "labels -1..5, but the model has 5 classes"),
-        ("[[1], [-2]]", "labels -2..1, but the model has 5 classes"),
+        ("{", ": not a list of labels for each image"),
+        ('{"a": 1}', ": not a list of labels for each image"),
+        ("[]", ": not a list of labels for each image"),
+        ('[[1], ["a"]]', r"\[1\]\[0\]: not a list of labels for each image"),
+        ("[[1], [1.7]]", r"\[1\]\[0\]: not a list of labels for each image"),
+        ("[[true]]", r"\[0\]\[0\]: not a list of labels for each image"),
+        ("[1]", r"\[0\]: not a list of labels for each image"),
+        ("[[1], [-1]]", r"\[1\]\[0\]: not a list of labels for each image"),
+        ("[[1], [5]]", ": label 5, but the model has 5 classes"),
     ],
 )
 def test_a_file_that_is_no_such_list(data, tmp_path, content, said):
     (tmp_path / "real.json").write_text(content)
-    with pytest.raises(DataError, match=rf"real\.json: {said}"):
+    with pytest.raises(DataError, match=rf"real\.json{said}"):
         read_real(str(tmp_path / "real.json"), Shards(read_manifest(data)), num_classes=5)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -359,6 +360,16 @@ def test_folders_that_are_numbers_are_the_labels(gathered, numbered, png):
     assert sorted(found) == sorted((f"{number}/{number:x}cafe", number, png(number)) for number in range(12))
 
 
+def test_a_numbered_folder_that_is_missing_is_an_error_and_not_another_class(gathered, numbered):
+    shutil.rmtree(numbered / "5")
+    with pytest.raises(DataError, match=r"numbers from 0 on, as labels are, but 5 is missing"):
+        gathered(numbered)
+    known = sorted(map(str, range(12)))
+    assert gathered(numbered, classes=known)[1] == known
+    shutil.rmtree(numbered / "0")
+    assert gathered(numbered)[1] == sorted(known[i] for i in range(12) if known[i] not in ("0", "5"))
+
+
 def test_numbered_folders_held_out_have_the_classes_of_training(numbered, images, tmp_path):
     (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{images[0]},n{9000 + n}\n" for n in range(12)))
     with spool(tmp_path / "out") as folder:
@@ -379,7 +390,12 @@ def test_numbered_folders_are_names_where_there_are_such(gathered, numbered):
 
 
 CIFAR = {
-    "cifar-10-binary.tar.gz": ("cifar-10-batches-bin", "batches.meta.txt", ["data_batch_1", "data_batch_2"], "test_batch"),
+    "cifar-10-binary.tar.gz": (
+        "cifar-10-batches-bin",
+        "batches.meta.txt",
+        [f"data_batch_{n}" for n in range(1, 6)],
+        "test_batch",
+    ),
     "cifar-100-binary.tar.gz": ("cifar-100-binary", "fine_label_names.txt", ["train"], "test"),
 }
 FINE = ["frog", "aquarium_fish", "truck"]  # not sorted
@@ -432,10 +448,25 @@ def test_cifar_by_the_command_keeps_its_pixels(cifar, tmp_path, by_webdataset):
 def test_a_damaged_archive_of_cifar_is_refused(gathered, cifar):
     archive, *_ = cifar
     content = archive.read_bytes()
-    for damaged in (content[: len(content) // 2], gzip.compress(tar_of({"a.bin": b"x"})), b"no archive", b""):
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 0xFF
+    for damaged in (content[: len(content) // 2], flipped, gzip.compress(tar_of({"a.bin": b"x"})), b"no archive", b""):
         archive.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"{archive.name}: not CIFAR's binary version"):
             gathered(archive)
+
+
+def test_of_cifar_every_file_is_there_once(gathered, cifar):
+    archive, *_ = cifar
+    with tarfile.open(archive) as tar:
+        files = {info.name: tar.extractfile(info).read() for info in tar}
+    lost = next(name for name in files if name.endswith(("data_batch_3.bin", "train.bin")))
+    archive.write_bytes(gzip.compress(tar_of({name: content for name, content in files.items() if name != lost})))
+    with pytest.raises(DataError, match=f"it has no {Path(lost).name}"):
+        gathered(archive)
+    archive.write_bytes(gzip.compress(tar_of({**files, f"other/{Path(lost).name}": files[lost]})))
+    with pytest.raises(DataError, match=f"{Path(lost).name} is there twice"):
+        gathered(archive)
 
 
 def write_devkit(path: Path, truth: list[str]) -> None:
