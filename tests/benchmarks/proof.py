@@ -104,7 +104,7 @@ PROOFS = {
         "PFLOPs of training",
     ),
     "scale": Proof(
-        "with little data the larger model is not ahead; more data help it more (Figure 3)",
+        "more data help the larger model more; with little it is not ahead (Figure 3)",
         [
             Arm(name, n, (*words, *images(n), *steps(1000)))
             for name, words in (("small", SMALL), ("large", LARGE))
