@@ -85,9 +85,9 @@ LARGE = ("model.width=96", "model.depth=6", "model.num_heads=6", "model.mlp_dim=
 
 
 def compute(count: int, *model: str) -> float:
-    """PFLOPs of a run of so many steps."""
+    """TFLOPs of a run of so many steps."""
     cfg = recipe.load(ROOT / RECIPES / "shapes.yaml", ["name=x", *model])
-    return round(count * cfg.train.global_batch * train_flops(cfg.model) / 1e15, 3)
+    return round(count * cfg.train.global_batch * train_flops(cfg.model) / 1e12, 2)
 
 
 PROOFS = {
@@ -98,10 +98,10 @@ PROOFS = {
     "hybrid": Proof(
         "at little compute a hybrid is ahead of the ViT, which catches up with more (Figure 5)",
         [
-            *(Arm("ViT", compute(n), steps(n)) for n in (300, 1000, 3000)),
-            *(Arm("hybrid", compute(n, *HYBRID), (*HYBRID, *steps(n))) for n in (100, 330, 1000)),
+            *(Arm("ViT", compute(n), steps(n), run=f"ViT {n}") for n in (300, 1000, 3000)),
+            *(Arm("hybrid", compute(n, *HYBRID), (*HYBRID, *steps(n)), run=f"hybrid {n}") for n in (100, 330, 1000)),
         ],
-        "PFLOPs of training",
+        "TFLOPs of training",
     ),
     "scale": Proof(
         "more data help the larger model more; with little it is not ahead (Figure 3)",
