@@ -180,9 +180,10 @@ def measure(proof: str) -> list[dict]:
 
 def build_data() -> None:
     """The pictures, manifests of their first few shards for smaller sets, and the digits."""
-    fraction = VAL_IMAGES / (TRAIN_IMAGES + VAL_IMAGES)
-    shards = ("--val-fraction", str(fraction), "--shard-samples", str(SHARD))
-    cli("data", "build", f"shapes:{TRAIN_IMAGES + VAL_IMAGES}", "--out", str(DATA), *shards)
+    if not (ROOT / DATA / "train.json").exists():
+        fraction = VAL_IMAGES / (TRAIN_IMAGES + VAL_IMAGES)
+        shards = ("--val-fraction", str(fraction), "--shard-samples", str(SHARD))
+        cli("data", "build", f"shapes:{TRAIN_IMAGES + VAL_IMAGES}", "--out", str(DATA), *shards)
     cli("data", "build", "digits", "--out", str(DIGITS), "--shard-samples", "400", "300", "250", "200", "150", "138")
     for count in (1_000, 10_000, 100_000):
         out = DATA / f"train-{count}.json"
