@@ -122,10 +122,11 @@ PROOFS = {
     "drop_path": Proof(
         "where images are few, DropPath helps a deep model",
         [
-            Arm("10000 images", str(rate), (*LARGE, *images(10_000), *steps(1000), f"model.drop_path={rate}"))
+            Arm(f"{count} images", rate, (*LARGE, *images(count), *steps(1000), f"model.drop_path={rate}"))
+            for count in (1_000, 10_000)
             for rate in (0.0, 0.1, 0.2)
         ],
-        "DropPath",
+        "DropPath, for the same steps",
     ),
 }
 
@@ -211,7 +212,10 @@ def draw(name: str, rows: list[dict]) -> None:
         line = "" if isinstance(points[0]["x"], str) else "-"
         axes.errorbar([row["x"] for row in points], means, spreads, marker="o", linestyle=line, capsize=4, label=curve)
     if not isinstance(rows[0]["x"], str):
-        axes.set_xscale("log")
+        axes.set_xscale("log" if rows[0]["x"] else "linear")
+        ticks = [row["x"] for row in rows if row["curve"] == rows[0]["curve"]]
+        axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
+        axes.minorticks_off()
         axes.legend()
     axes.set_ylabel("top-1 on held-out images")
     axes.set_xlabel(PROOFS[name].xlabel)
