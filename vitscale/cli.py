@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,7 +113,7 @@ def train(path: str, overrides: list[str], procs: int | None = None, port: int =
     from vitscale import preflight, recipe, stopsignal
     from vitscale.rundir import RunDir
 
-    cfg = recipe.load(path, overrides)
+    launched, cfg = time.time(), recipe.load(path, overrides)
     procs = procs or local.default_processes(cfg.hardware)
     local.check_port(port)
     run_dir = RunDir(cfg)
@@ -124,6 +125,7 @@ def train(path: str, overrides: list[str], procs: int | None = None, port: int =
     print(f"{cfg.name}: starting {procs} {'process' if procs == 1 else 'processes'}", flush=True)
     words = [str(recipe.find(path)), *overrides]
     environment = command.local_environment(procs, cfg.hardware.device, len(os.sched_getaffinity(0)))
+    environment["VITSCALE_LAUNCHED"] = str(launched)
     exit_status = local.run(command.local_command("vitscale.train", words, procs, port), environment)
     if stopsignal.received and run_dir.status["state"] == "starting":  # before any process could take note
         run_dir.write_status("stopped", reason="signal")

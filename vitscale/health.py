@@ -73,7 +73,9 @@ class Watch:
 
     def __enter__(self) -> Self:
         self._beat()
-        self._world.gather(None)  # from here on everybody has said something
+        self._pass_on_stop()
+        self._world.gather(None)  # from here on everybody has said something, and no step begins after a stop
+        self._pass_on_stop()
         self._thread.start()
         return self
 

@@ -31,7 +31,10 @@ def read_real(path: str, shards: Shards, num_classes: int) -> torch.Tensor:
     if known_NR.numel() and (highest := int(known_NR.max())) >= num_classes:
         raise DataError(f"{path}: label {highest}, but the model has {num_classes} classes; take one of ImageNet-1k")
     keys = shards.keys(range(len(shards)))
-    return known_NR[[_row(shards, sample, keys[sample], len(rows)) for sample in range(len(shards))]]
+    real_NR = known_NR[[_row(shards, sample, keys[sample], len(rows)) for sample in range(len(shards))]]
+    if not (real_NR != NONE).any():
+        raise DataError(f"{path}: no labels for any of these {len(shards):,} images; give the real.json of all 50,000")
+    return real_NR
 
 
 def _row(shards: Shards, sample: int, key: str, count: int) -> int:

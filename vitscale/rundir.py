@@ -54,8 +54,9 @@ class RunDir:
         self._sign(time.time())
         self._thread.start()
         (self.path / failure.NAME).unlink(missing_ok=True)  # of the owner before
+        launched = float(os.environ.get("VITSCALE_LAUNCHED") or time.time() - process_age_s())
         with contextlib.suppress(FileNotFoundError):
-            if self.stop.stat().st_mtime < time.time() - process_age_s():  # meant for the owner before, not for us
+            if self.stop.stat().st_mtime < launched:  # meant for the owner before, not for us
                 self.stop.unlink()
 
     @property

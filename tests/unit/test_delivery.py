@@ -190,10 +190,10 @@ def test_files_arrive_under_their_path_and_again_when_they_change(run):
 
 def test_files_that_get_their_names_meanwhile_are_no_error(run):
     run.artifacts.mkdir()
-    writing = threading.Event()
+    enough = threading.Event()
 
     def write():
-        while not writing.is_set():
+        while not enough.is_set():
             replace_text(run.artifacts / "table.csv", "one")
 
     writer = threading.Thread(target=write)
@@ -201,7 +201,7 @@ def test_files_that_get_their_names_meanwhile_are_no_error(run):
     try:
         assert {left(run) for _ in range(300)} <= {"", "files: 1"}
     finally:
-        writing.set()
+        enough.set()
         writer.join()
 
 

@@ -141,6 +141,8 @@ def test_an_image_without_such_a_key_is_named(real, tmp_path, key):
         ("[1]", r"\[0\]: not a list of labels for each image"),
         ("[[1], [-1]]", r"\[1\]\[0\]: not a list of labels for each image"),
         ("[[1], [5]]", ": label 5, but the model has 5 classes"),
+        (json.dumps([[]] * NUM_IMAGES), f": no labels for any of these {NUM_IMAGES} images"),
+        (json.dumps([[]] * NUM_IMAGES + [[1]]), f": no labels for any of these {NUM_IMAGES} images"),
     ],
 )
 def test_a_file_that_is_no_such_list(data, tmp_path, content, said):

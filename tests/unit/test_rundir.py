@@ -141,6 +141,21 @@ def test_a_request_to_stop_while_it_starts_is(config):
     run.release()
 
 
+def test_a_request_to_stop_is_for_the_launch_it_follows(config, monkeypatch):
+    run = RunDir(config())
+    run.path.mkdir(parents=True)
+    run.stop.touch()
+    os.utime(run.stop, (1_000, 1_000))  # long before this process began, but not before its launcher did
+    monkeypatch.setenv("VITSCALE_LAUNCHED", "1000")
+    run.claim()
+    assert run.stop.exists()
+    run.release()
+    monkeypatch.setenv("VITSCALE_LAUNCHED", "1001")
+    run.claim()
+    assert not run.stop.exists()
+    run.release()
+
+
 @pytest.fixture
 def nobody():
     """Another user for this process, who may not write everywhere."""

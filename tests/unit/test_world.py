@@ -75,6 +75,13 @@ def test_the_file_stop_ends_the_wait(world, run) -> None:
     assert world.stopping
 
 
+def test_the_file_stop_is_seen_before_the_first_item(world, run) -> None:
+    run.stop.touch()
+    with Watch(world, run, hang_after_s=2):
+        assert list(world.until_stop(forever())) == []
+    assert world.stop_reason == "stop file"
+
+
 def test_a_deadline_that_is_no_time_is_said_so() -> None:
     assert (deadline(""), deadline("17")) == (float("inf"), 17.0)
     with pytest.raises(LaunchError, match="VITSCALE_DEADLINE: found 'tomorrow', it takes seconds since 1970"):
