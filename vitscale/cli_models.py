@@ -79,13 +79,15 @@ def run_eval(args: argparse.Namespace) -> int:
         tally = evaluate_on(args.data, loaded, args.batch, world, args.real)
         if world.stopping or not world.is_main:
             return
+        print(json.dumps(tally.metrics), flush=True)
         if args.out:
             from vitscale.figures import due  # matplotlib takes its time
 
             tally.write(args.out, loaded.classes)
             due.draw_confusions(args.out)
-        print(json.dumps(tally.metrics))
 
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)  # an error now rather than after the work
     return on_ranks(evaluate, args)
 
 
@@ -98,6 +100,7 @@ def run_fewshot(args: argparse.Namespace) -> int:
 
         known, unknown = features_of(loaded, [(args.train, args.max_train), (args.test, None)], args.batch, world)
         if world.is_main and not world.stopping:
+            print(fewshot.shortage(known), end="", file=sys.stderr)
             print(json.dumps(fewshot.accuracies(known, unknown)))
 
     return on_ranks(measure, args)

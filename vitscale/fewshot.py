@@ -83,6 +83,15 @@ def accuracies(train: Features, test: Features) -> dict[str, float]:
     return {**found, "knn": accuracy(nearest(train, test.features_ND, num_classes), test)}
 
 
+def shortage(train: Features) -> str:
+    """A line about classes with fewer images than the most shots, or nothing."""
+    counts = train.labels_N.bincount()
+    few = counts[(counts > 0) & (counts < SHOTS[-1])]
+    if not len(few):
+        return ""
+    return f"warning: {len(few)} classes have fewer than {SHOTS[-1]} images to learn from, one {few.min()}: of them all are taken\n"
+
+
 def accuracy(guesses_N: torch.Tensor, test: Features) -> float:
     return float((guesses_N == test.labels_N).double().mean())
 

@@ -89,6 +89,8 @@ def checked_directory(source: str) -> Path:
     path = Path(source)
     if not path.is_dir():
         raise ModelError(f"{source}: neither a checkpoint directory nor a file of weights; or give {registry.FORMS}")
+    if complete := sorted((path / "checkpoints").glob("step_" + "[0-9]" * 8)):
+        raise ModelError(f"{path}: a run directory; give one of its checkpoints, e.g. {complete[-1]}")
     read_model_info(path)
     if damaged := verify(path):
         raise ModelError(f"{path}: {', '.join(damaged)}; use another checkpoint")

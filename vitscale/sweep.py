@@ -45,6 +45,9 @@ class Sweep:
             if count > 1:
                 raise RecipeError(f"sweep: {given} is there {count} times; give each key once, and values that differ")
         self.configs = [recipe.load(path, trial.overrides) for trial in self.trials]  # an error before anything starts
+        self.seeds = Counter(trial.group for trial in self.trials)
+        for cfg in self.configs:
+            RunDir(cfg).check(cfg)
 
     def _trial(self, fixed: Sequence[str], combination: Sequence[tuple[str, str]]) -> Trial:
         """A published model is called after its trial; the best gets the recipe's own alias in the end."""
@@ -78,19 +81,23 @@ class Sweep:
         group, scores = ranking[0]
         if not math.isfinite(fmean(scores)):
             return
+        model = self._model(group)
         with mlflow_errors(self._uri):
             client, run_id = connect(self._uri), self.begin()
             client.set_tag(run_id, "sweep.best", group)
             client.log_metric(run_id, f"best/{metric}", fmean(scores))
-            client.set_terminated(run_id)
             if self.cfg.publish:
-                name, number = self._model(group)
+                name, number = model
                 client.set_registered_model_alias(name, self.cfg.publish.alias, number)
+            client.set_terminated(run_id)
 
     def _model(self, group: str) -> tuple[str, str]:
-        """Registered name and version of its first run."""
-        first = next(cfg for trial, cfg in zip(self.trials, self.configs, strict=True) if trial.group == group)
-        version = json.loads((RunDir(first).path / PUBLISHED).read_text())["last"]["version"]
+        """Registered name and version of its first run that has finished; two empty texts where none is to be published."""
+        if not self.cfg.publish:
+            return "", ""
+        runs = (RunDir(cfg) for trial, cfg in zip(self.trials, self.configs, strict=True) if trial.group == group)
+        first = next(run for run in runs if run.status.get("state") == "finished")
+        version = json.loads((first.path / PUBLISHED).read_text())["last"]["version"]
         name, _, number = version.removeprefix("models:/").rpartition("/")
         return name, number
 
@@ -99,16 +106,20 @@ class Sweep:
         return tracking_uri(self.cfg.tracking, self.cfg.runs)
 
     def ranking(self, metric: str) -> list[tuple[str, list[float]]]:
-        """The scores of all seeds by group, best mean first (of a loss the lowest); what is not finite last."""
+        """The scores of all seeds by group, best mean first (of a loss the lowest).
+
+        After those that have all their seeds come the others, and then what is not finite.
+        """
         groups: dict[str, list[float]] = {}
         for trial, status in self._statuses():
             if metric in status.get("metrics", {}) and status["state"] == "finished":
                 groups.setdefault(trial.group, []).append(status["metrics"][metric])
         sign = 1 if metric.endswith("loss") else -1
 
-        def key(pair: tuple[str, list[float]]) -> float:
-            mean = fmean(pair[1])
-            return sign * mean if math.isfinite(mean) else math.inf
+        def key(pair: tuple[str, list[float]]) -> tuple[bool, bool, float]:
+            group, mean = pair[0], fmean(pair[1])
+            finite = math.isfinite(mean)
+            return not finite, len(pair[1]) < self.seeds[group], sign * mean if finite else 0.0
 
         return sorted(groups.items(), key=key)
 
@@ -130,8 +141,10 @@ class Sweep:
         yield f"{'':{width}}  {metric}"
         ranking = self.ranking(metric)
         for group, scores in ranking:
-            spread = f" +- {deviation(scores):.4f} of {len(scores)}" if len(scores) > 1 else ""
-            yield f"{group:{width}}  {fmean(scores):.4f}{spread}"
+            spread = f" +- {deviation(scores):.4f}" if len(scores) > 1 else ""
+            count = f" of {len(scores)}" if self.seeds[group] > 1 else ""
+            missing = f", {self.seeds[group] - len(scores)} missing" if len(scores) < self.seeds[group] else ""
+            yield f"{group:{width}}  {fmean(scores):.4f}{spread}{count}{missing}"
         for name, state in self.states.items():
             if state != "finished":
                 yield f"{name:{width}}  {state}"

@@ -8,6 +8,7 @@ import sys
 import pytest
 from launching import LAUNCH_TIMEOUT_S, Tiny, clean_environment, vitscale
 
+from vitscale import recipe
 from vitscale.errors import RecipeError
 from vitscale.rundir import RunDir
 from vitscale.sweep import Sweep
@@ -71,6 +72,33 @@ def test_what_is_not_finite_is_never_best(tiny: Tiny) -> None:
     ]
     note_scores(sweep, *[nan] * 6)
     assert not any(line.startswith("best") for line in sweep.lines("eval/loss"))
+
+
+def test_a_setting_that_lacks_a_seed_comes_after_those_with_all(tiny: Tiny) -> None:
+    sweep = Sweep(str(tiny.recipe), ["optim.lr=[0.01, 0.02, 0.03]", "seed=[0, 1]", "publish={name: swept, alias: tuned}"])
+    note_scores(sweep, 0.5, 0.7, 0.1, 0.2, 0.9, 0.8)
+    for number in (2, 4):  # the first seeds of 0.02 and 0.03
+        (RunDir(sweep.configs[number]).path / "status.json").write_text(json.dumps({"state": "failed"}))
+    assert [line.split() for line in sweep.lines("eval/loss")][1:] == [
+        ["tiny-lr0.01", "0.6000", "+-", "0.1414", "of", "2"],
+        ["tiny-lr0.02", "0.2000", "of", "1,", "1", "missing"],
+        ["tiny-lr0.03", "0.8000", "of", "1,", "1", "missing"],
+        ["tiny-lr0.02-seed0", "failed"],
+        ["tiny-lr0.03-seed0", "failed"],
+        ["best:", "tiny-lr0.01"],
+    ]
+    (RunDir(sweep.configs[3]).path / "published.json").write_text(json.dumps({"last": {"version": "models:/swept/7"}}))
+    assert sweep._model("tiny-lr0.02") == ("swept", "7")
+
+
+def test_runs_of_another_recipe_are_not_taken_for_its_own(tiny: Tiny) -> None:
+    words = ["optim.lr=[0.01, 0.02]"]
+    for cfg in Sweep(str(tiny.recipe), words).configs:
+        (path := RunDir(cfg).path).mkdir(parents=True)
+        (path / "recipe.yaml").write_text(recipe.dump(cfg))
+    Sweep(str(tiny.recipe), words)
+    with pytest.raises(RecipeError, match=r"was started with another recipe: optim\.weight_decay"):
+        Sweep(str(tiny.recipe), [*words, "optim.weight_decay=0.7"])
 
 
 def test_only_what_is_finished_is_compared(tiny: Tiny) -> None:

@@ -289,6 +289,21 @@ def test_eval_counts_every_image_once(vitscale_here, published_files, shards):
     assert metrics["loss"] == pytest.approx(1.0986123, abs=1e-6)  # log 3: the head is new
 
 
+def test_eval_says_where_it_cannot_write_before_it_works(vitscale_here, published_files, shards, tmp_path):
+    (tmp_path / "file").touch()
+    done = vitscale_here("eval", published_files, "--data", shards["train"].location, "--out", "file/x")
+    assert_one_paragraph(done, "file/x")
+    assert done.stdout == ""
+
+
+def test_fewshot_says_when_images_are_few(vitscale_here, published_files, shards):
+    manifest = shards["train"].location
+    done = vitscale_here("fewshot", published_files, "--train", manifest, "--test", manifest, "--max-train", "10")
+    assert re.fullmatch(
+        r"warning: 3 classes have fewer than 25 images to learn from, one [123]: of them all are taken\n", done.stderr
+    )
+
+
 def test_fewshot_does_not_depend_on_the_processes(vitscale, published_files, shards):
     manifest = shards["train"].location
     words = ("fewshot", published_files, "--train", manifest, "--test", manifest, "--batch", "3")

@@ -40,7 +40,7 @@ def test_a_parent_completes_a_recipe_and_builds_as_the_page_says(path, tmp_path)
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({"extends": [str(parent) for parent in parents], **rest}))
     cfg = recipe.load(tmp_path / "x.yaml")
     said = re.search(r"^# Build: vitscale (.*?)(, and .*|, with .*)?$", path.read_text(), re.MULTILINE)
-    if path.stem in ("large", "vtab"):
+    if path.stem == "large":
         assert not said
         return
     assert any(command.removesuffix(" --shard-bytes 1GB") == said[1].removesuffix(" --shard-bytes 1GB") for command in COMMANDS)
@@ -49,6 +49,9 @@ def test_a_parent_completes_a_recipe_and_builds_as_the_page_says(path, tmp_path)
     (row,) = (line for line in PAGE.splitlines() if line.startswith("|") and re.search(rf"`{path.stem}`", line))
     numbers = {int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\b", row)}
     train, val = cfg.data.train[0].samples, cfg.data.val.samples
+    if path.stem == "vtab":  # nineteen tasks with test sets of their own
+        assert train in numbers
+        return
     assert train + val in numbers if path.stem.startswith("in21k") else val in numbers
     assert path.stem in ("in1k-v2", "in21k", "in21k-winter21") or train in numbers
     assert path.stem == "in21k" or cfg.model.num_classes in numbers

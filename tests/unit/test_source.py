@@ -34,6 +34,13 @@ def checkpoint(config, tmp_path):
     return make
 
 
+def test_of_a_run_directory_a_checkpoint_must_be_named(checkpoint, tmp_path):
+    for step in (5, 12):
+        checkpoint(f"run/checkpoints/step_{step:08d}")
+    with pytest.raises(ModelError, match=r"run: a run directory; give one of its checkpoints, e\.g\. .*/step_00000012$"):
+        locate(str(tmp_path / "run"), "")
+
+
 def fetch(source, folder, head="new"):
     init = InitConfig.model_validate({"from": str(source), "head": head})
     return fetch_init(init, ViTConfig(**SIZES), folder, "sqlite:///never-asked.db")
