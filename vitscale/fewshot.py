@@ -89,7 +89,7 @@ def shortage(train: Features) -> str:
     few = counts[(counts > 0) & (counts < SHOTS[-1])]
     if not len(few):
         return ""
-    return f"warning: {len(few)} classes have fewer than {SHOTS[-1]} images to learn from, one {few.min()}: of them all are taken\n"
+    return f"warning: {len(few)} classes have fewer than {SHOTS[-1]} images to learn from, one {few.min()}; all are taken\n"
 
 
 def accuracy(guesses_N: torch.Tensor, test: Features) -> float:

@@ -300,7 +300,7 @@ def test_fewshot_says_when_images_are_few(vitscale_here, published_files, shards
     manifest = shards["train"].location
     done = vitscale_here("fewshot", published_files, "--train", manifest, "--test", manifest, "--max-train", "10")
     assert re.fullmatch(
-        r"warning: 3 classes have fewer than 25 images to learn from, one [123]: of them all are taken\n", done.stderr
+        r"warning: 3 classes have fewer than 25 images to learn from, one [123]; all are taken\n", done.stderr
     )
 
 
