@@ -299,9 +299,7 @@ def test_eval_says_where_it_cannot_write_before_it_works(vitscale_here, publishe
 def test_fewshot_says_when_images_are_few(vitscale_here, published_files, shards):
     manifest = shards["train"].location
     done = vitscale_here("fewshot", published_files, "--train", manifest, "--test", manifest, "--max-train", "10")
-    assert re.fullmatch(
-        r"warning: 3 classes have fewer than 25 images to learn from, one [123]; all are taken\n", done.stderr
-    )
+    assert re.fullmatch(r"warning: 3 classes have fewer than 25 images to learn from, one [123]; all are taken\n", done.stderr)
 
 
 def test_fewshot_does_not_depend_on_the_processes(vitscale, published_files, shards):
