@@ -33,6 +33,19 @@ def test_commands_were_found():
     assert sum(command.startswith("data build") for command in COMMANDS) >= 11
 
 
+HELD_OUT = [
+    ("ILSVRC2012_img_train", 1_281_167, 12_812),
+    ("fall11_whole", 14_197_122, 51_200),
+    ("winter21_whole", 13_153_500, 51_200),
+]
+
+
+@pytest.mark.parametrize(("archive", "images", "held_out"), HELD_OUT)
+def test_its_fractions_hold_out_what_the_recipes_say(archive, images, held_out):
+    (fraction,) = re.findall(rf"^vitscale data build {archive}\.tar .*--val-fraction ([\d.]+)", PAGE, re.MULTILINE)
+    assert round(images * float(fraction)) == held_out
+
+
 @pytest.mark.parametrize("path", PARENTS, ids=lambda path: path.stem)
 def test_a_parent_completes_a_recipe_and_builds_as_the_page_says(path, tmp_path):
     parents = [ROOT / "recipes" / part for part in ("base.yaml", "optim/vit-finetune.yaml")] + [path]

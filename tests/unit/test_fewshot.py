@@ -7,9 +7,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from vitscale.fewshot import MIN_STD, SHOTS, Features, accuracies, draw, nearest, ridge
+from vitscale.fewshot import SHOTS, Features, accuracies, draw, nearest, ridge
 
-RIDGE, BIAS = 1024, 100  # big_vision/evaluators/fewshot_lsr.py: l2_reg 2**10, a last feature of 100
+# big_vision/evaluators/fewshot_lsr.py: l2_reg 2**10, a last feature of 100, 1e-5 added to each deviation
+RIDGE, BIAS, MIN_STD = 1024, 100, 1e-5
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO, arXiv 2104.14294, section 4.1 and eval_knn.py
 
 
@@ -24,18 +25,37 @@ def sets() -> tuple[Features, Features]:
     )
 
 
+def by_scikit_learn(few: Features, test_MD: torch.Tensor) -> np.ndarray:
+    x, mean = few.features_ND.numpy(), few.features_ND.numpy().mean(0)
+    std = x.std(0) + MIN_STD
+    with_bias = [np.hstack([(part - mean) / std, np.full((len(part), 1), BIAS)]) for part in (x, test_MD.numpy())]
+    targets = np.where(np.eye(10)[few.labels_N.numpy()] > 0, 1.0, -1.0)
+    return Ridge(alpha=RIDGE, fit_intercept=False).fit(with_bias[0], targets).predict(with_bias[1]).argmax(1)
+
+
 @pytest.mark.parametrize("shots", [1, 10, 1000])
 def test_ridge_is_scikit_learns(sets, shots):
     train, test = sets
     few = draw(train, shots, seed=0)
-    x, mean = few.features_ND.numpy(), few.features_ND.numpy().mean(0)
-    std = x.std(0) + MIN_STD
-    with_bias = [np.hstack([(part - mean) / std, np.full((len(part), 1), BIAS)]) for part in (x, test.features_ND.numpy())]
-    targets = np.where(np.eye(10)[few.labels_N.numpy()] > 0, 1.0, -1.0)
-    theirs = Ridge(alpha=RIDGE, fit_intercept=False).fit(with_bias[0], targets).predict(with_bias[1]).argmax(1)
     ours = ridge(few, test.features_ND, 10).numpy()
-    assert (ours == theirs).all()
+    assert (ours == by_scikit_learn(few, test.features_ND)).all()
     assert 0.15 < (ours == test.labels_N.numpy()).mean() < 0.97
+
+
+def test_ridge_is_scikit_learns_where_classes_are_unequal(sets):
+    """The constant feature says how common a class is; of so few images, its penalty counts."""
+    train, test = sets
+    few = Features(*(tensor[torch.arange(30) % 4 > 0] for tensor in draw(train, 3, seed=0)))
+    assert few.labels_N.bincount().tolist() == [2, 2, 2, 3, 2, 2, 2, 3, 2, 2]
+    ours = ridge(few, test.features_ND, 10).numpy()
+    assert (ours == by_scikit_learn(few, test.features_ND)).all()
+
+
+def test_ridge_is_scikit_learns_where_features_hardly_vary(sets):
+    train, test = (part._replace(features_ND=part.features_ND * torch.logspace(0, -6, 64)) for part in sets)
+    few = draw(train, 10, seed=0)
+    ours = ridge(few, test.features_ND, 10).numpy()
+    assert (ours == by_scikit_learn(few, test.features_ND)).all()
 
 
 def test_neighbours_are_scikit_learns(sets):

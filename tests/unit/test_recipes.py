@@ -340,6 +340,15 @@ def test_its_model_maps_its_images_to_its_classes(name):
         assert cfg.model.image_size == ROWS[name].px
 
 
+def test_gelu_layer_scale_and_positions_are_the_sources(leaf):
+    """Google's code: GELU's tanh form; PyTorch's, of DeiT III and MAE: the exact one."""
+    model = loaded(leaf).model
+    if "/bit-" not in leaf:
+        assert model.gelu == ("exact" if re.search("/deit3-|/mae-", leaf) else "tanh")
+        assert model.layer_scale == (1e-4 if "/deit3-" in leaf else None)
+        assert model.pos_embed == ("sincos2d" if "s16-in1k" in leaf else "learned1d")
+
+
 def test_augmentation_and_stochastic_depth_are_the_tables(leaf):
     cfg, augment = loaded(leaf), loaded(leaf).data.augment
     ((layers, magnitude, mixup, cutmix),) = (row for pattern, row in AUGMENT.items() if re.fullmatch(pattern, leaf))
@@ -349,8 +358,9 @@ def test_augmentation_and_stochastic_depth_are_the_tables(leaf):
     size = "blh".find(re.sub(r".*-([blh])\d\d.*", r"\1", leaf))
     known = [rates[size] for pattern, rates in DROP_PATH.items() if re.fullmatch(f".*/{pattern}", leaf)]
     assert getattr(cfg.model, "drop_path", 0.0) == (known[0] if known else 0.0)
+    assert not known or cfg.model.drop_path_schedule == ("constant" if "deit3" in leaf else "linear")
     three = bool(re.match("pretrain/deit3|.*deit3.*in21k", leaf))
-    assert (augment.three_augment, augment.color_jitter) == (three, 0.3 * three)
+    assert (augment.flip, augment.three_augment, augment.color_jitter) == (True, three, 0.3 * three)
     assert augment.crop == ("simple" if re.match(".*deit3.*in21k", leaf) else "inception")
     assert cfg.data.repeated == (3 if re.match("pretrain/deit3-...-in1k", leaf) else 1)
     assert augment.erase == (0.25 if leaf.startswith("finetune/mae") else 0)
@@ -384,6 +394,8 @@ def test_optimiser_and_loss_are_the_tables(leaf):
     ((name, beta2, clip, loss, smoothing),) = (row for pattern, row in OPTIMISERS.items() if re.match(pattern, leaf))
     optim = cfg.optim
     assert (optim.name, optim.clip_norm, cfg.train.loss, cfg.train.label_smoothing) == (name, clip, loss, smoothing)
+    assert optim.eps == (1e-5 if clip == 1000 else 1e-8)  # added to gradients 1,000 times as large
+    assert optim.moment_dtype == ("bf16" if re.search("finetune/vit-|augreg-|big-vision-", leaf) else "fp32")
     assert optim.momentum == 0.9 if name == "sgd" else optim.betas == (0.9, beta2)
     assert optim.ema_decay == (0.9999 if re.search(r"512|518|scratch", leaf) else None)
     bias = 0.0 if loss == "softmax" or "deit3" in leaf else -6.9 if leaf.split("/")[1].count("in1k") else -10.0
@@ -401,6 +413,15 @@ def test_a_fine_tuning_fits_the_pretraining_that_it_names():
             assert pretrained.architecture_differences(cfg.model, with_head=cfg.init.head == "keep") == []
         else:
             assert cfg.init.source.startswith("models/mae-")
+
+
+@pytest.mark.parametrize("leaf", [leaf for leaf in ROWS if leaf.startswith("finetune/")])
+def test_a_fine_tuning_begins_and_is_judged_as_by_the_source(leaf):
+    """DeiT III keeps the head for the same classes and judges the raw weights; the ViT paper averages at 512 and 518 px."""
+    cfg = loaded(leaf)
+    assert cfg.init.pos_embed == ("bicubic" if "/deit3-" in leaf else "linear")
+    assert cfg.init.head == ("keep" if re.search("/deit3-...-in1k-", leaf) else "new")
+    assert cfg.publish.champion == ("eval_ema/top1" if re.search("-512|-518", leaf) else "eval/top1")
 
 
 # The files themselves
