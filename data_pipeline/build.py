@@ -113,10 +113,15 @@ def _split(collection: Collection, fraction: float, val: Collection | None, seed
     own = merge([val], collection.classes).images if val else []
     images = with_unique_keys(collection.images + own)
     order = permutation(len(collection.images), seed, Purpose.SPLIT)
-    held = 0 if val else round(len(order) * fraction)
+    held = 0 if val else held_out(len(order), fraction)
     own_order = permutation(len(own), seed, Purpose.SPLIT) + len(order)
     numbers = {"val": np.concatenate([order[:held], own_order]), "train": order[held:]}
     return {name: [images[i] for i in (part if shuffle else np.sort(part))] for name, part in numbers.items()}
+
+
+def held_out(count: int, fraction: float) -> int:
+    """Images of so many that go to the val split."""
+    return round(count * fraction)
 
 
 def _parts(images: list[Item], sizes: list[int], shard_bytes: int, encoding: Encoding) -> list[list[Item]]:
