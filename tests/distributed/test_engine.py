@@ -54,6 +54,7 @@ def test_every_kind_of_parameter_trains_alike_at_every_stage(found: dict) -> Non
         assert len(set(losses[0])) > 5  # the first step has a learning rate of 0
 
 
+@pytest.mark.slow
 def test_no_layout_changes_the_losses(found: dict, tmp_path: Path, digits_dir: Path) -> None:
     """1, 2 and 4 processes, every stage, with and without accumulation: mixup and DropPath too are keyed by the sample."""
     layouts = {2: found["layouts"]}

@@ -55,6 +55,7 @@ def curve(tiny: Tiny) -> list[tuple]:
     return [(line["step"], line["samples"], line["metrics"]["data/skipped"]) for line in lines]
 
 
+@pytest.mark.slow
 def test_it_says_what_it_replaced_and_a_kill_and_another_layout_change_nothing(
     tmp_path: Path, digits_dir: Path, damaged: tuple[Path, set[str]], overrides: list[str]
 ) -> None:

@@ -51,6 +51,7 @@ def rank_of(pid: int) -> str:
     return next((variable for variable in variables if variable.startswith("RANK=")), "")
 
 
+@pytest.mark.slow
 def test_a_frozen_process_ends_all_soon_and_one_that_is_only_slow_does_not(tiny: Tiny) -> None:
     process = start(tiny)
     first = wait_for_checkpoint_after(tiny, process, Path("none"))

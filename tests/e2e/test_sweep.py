@@ -131,6 +131,7 @@ def test_names_take_any_value(tiny: Tiny) -> None:
     assert [cfg.publish.alias for cfg in sweep.configs if cfg.publish][-1] == "tuned-lr0_5-experimentab"
 
 
+@pytest.mark.slow
 def test_a_sweep_here(tiny: Tiny) -> None:
     """One run diverges: the others are made and compared, and the best has the recipe's alias."""
     fixed = ("train.total.steps=8", "optim.schedule.warmup.steps=2", "train.max_bad_steps=1", "optim.clip_norm=0")

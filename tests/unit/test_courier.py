@@ -192,6 +192,7 @@ def test_a_server_that_does_not_answer_costs_the_training_nothing(run, capfd, mo
         sync(run.path)
 
 
+@pytest.mark.slow
 def test_a_server_that_was_frozen_and_killed_gets_everything_when_it_is_back(run, tmp_path, monkeypatch):
     for name, value in LOGIN.items():
         monkeypatch.setenv(name, value)
