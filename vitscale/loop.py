@@ -57,9 +57,7 @@ def fit(
             meter.step()
             last = state.step == cadence.total
             log_now, eval_now, save_now = (last or due(state.step, n) for n in (cadence.log, cadence.eval, cadence.save))
-            for settled in losses.settle(state, keep=0 if log_now or eval_now or save_now else 1):
-                ledger.note(settled)
-                bad_steps.note(settled, state)
+            settle(losses, ledger, bad_steps, state, keep=0 if log_now or eval_now or save_now else 1)
             if world.stopping:
                 break
             progress.update(state.step, losses.latest, meter.images_per_s(), meter.seconds_left(cadence.total - state.step))
@@ -76,9 +74,7 @@ def fit(
                 save(saver, world, state, tracker, last)
                 saved = state.step
         if saved < state.step:  # stopped in between
-            for settled in losses.settle(state, keep=0):
-                ledger.note(settled)
-                bad_steps.note(settled, state)
+            settle(losses, ledger, bad_steps, state, keep=0)
             ledger.settle(state)
             losses.hash(state)
             save(saver, world, state, tracker, last=True)
@@ -119,6 +115,13 @@ def drop_path_chance(slots: Slots, cfg: RunConfig, device: torch.device) -> tupl
     epoch_B, sample_B = (torch.from_numpy(column) for column in slots)
     word_B = splitmix64(splitmix64(epoch_B + key) + sample_B).to(device, non_blocking=True)
     return (uniform_noise(word_B, cfg.model.depth, 2),)
+
+
+def settle(losses: Losses, ledger: Ledger, bad_steps: BadSteps, state: TrainState, keep: int) -> None:
+    """Take in the numbers of the steps just made, but for the newest `keep`. Call on every rank."""
+    for made in losses.settle(state, keep):
+        ledger.note(made)
+        bad_steps.note(made, state)
 
 
 def report(loss: float, losses: Losses, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence) -> dict[str, float]:

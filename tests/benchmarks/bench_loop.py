@@ -1,7 +1,7 @@
 """What the training loop costs beside forward, backward and step: `python tests/benchmarks/bench_loop.py [--procs 1 2]`.
 
 In every step of a real `fit` the same engine also makes a bare step on the same images, prepared before: forward, loss,
-backward and step alone. The difference of the two is the loop's. The model and its images are so small that all of it is host time.
+backward and step alone. The difference of the two is the loop's. Model and images are so small that all of it is host time.
 """
 
 import argparse

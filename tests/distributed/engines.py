@@ -91,9 +91,10 @@ class Trial:
         self.losses.append(statistics.fmean(self.engine.world.gather(reading.read()[0])))
 
     def waits(self) -> list[str]:
-        """Where one more step waited for the device; what is read of it afterwards is not part of the step."""
+        """Where one more step waited for the device, and this test itself after it."""
         with Waits() as waits:
             reading = self.step(next(self.batches))
+            float(self.engine.grad_norm)
         self.note(reading)
         return waits.found
 
