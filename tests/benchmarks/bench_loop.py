@@ -10,11 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from stopwatch import Places, Stopwatch
 
 from data_pipeline.loader import Batch
 from data_pipeline.mixing import prepare
@@ -49,7 +49,7 @@ tracking: {{log_every: 50}}
 hardware: {{device: cpu, precision: fp32, zero_stage: 1, loader_threads: 1}}
 """
 # By name of the part: where its function is called from.
-PARTS: dict[str, list[tuple[object, str]]] = {
+PARTS: Places = {
     "pixels and targets (prepare)": [(loop, "prepare"), (Batch, "split"), (Batch, "to")],
     "learning rate": [(Cadence, "learning_rate")],
     "seed of dropout": [(loop, "seed_dropout")],
@@ -59,29 +59,6 @@ PARTS: dict[str, list[tuple[object, str]]] = {
     "progress": [(TrainProgress, "update")],
     "ledger and bad steps": [(Ledger, "note"), (BadSteps, "note")],
 }
-
-
-class Stopwatch:
-    """Seconds spent in each part, itself timed."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def install(self) -> None:
-        for part, places in PARTS.items():
-            for owner, name in places:
-                if hasattr(owner, name):
-                    setattr(owner, name, self.timed(part, getattr(owner, name)))
-
-    def timed(self, part: str, function: Callable) -> Callable:
-        def call(*args: object, **kwargs: object) -> object:
-            begin = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds[part] += time.perf_counter() - begin
-
-        return call
 
 
 def measure(folder: str, batch: int, parts: bool) -> None:
@@ -96,14 +73,12 @@ def measure(folder: str, batch: int, parts: bool) -> None:
         shards = train.open_shards(cfg.data.train, cfg.hardware)
         cadence, engine = Cadence.of(cfg, len(shards)), train.build_engine(train.build_model(cfg, run, world), cfg, world)
         state = TrainState(data=shards.digest)
-        stopwatch, times = Stopwatch(), Times()
-        if parts:
-            stopwatch.install()
+        stopwatch, times = Stopwatch(PARTS if parts else {}), Times()
         batches = times.between(list(train.build_train_loader(shards, cfg, 0, 20, world)), engine, cfg)
         with Tracker(cfg, run, active=False) as tracker:
             loop.fit(cfg, cadence, engine, batches, shards, Validation(cfg, None, {}), state, run, tracker)
         if world.is_main:
-            print_parts(stopwatch) if parts else times.print(world.size)
+            stopwatch.print(STEPS) if parts else times.print(world.size)
 
 
 class Times:
@@ -127,11 +102,6 @@ class Times:
         fit, bare = (statistics.median(values[WARMUP:]) * 1e6 for values in (self.fit, self.bare))
         mean = statistics.mean(self.fit[WARMUP:-1]) * 1e6 - statistics.mean(self.bare[WARMUP:-1]) * 1e6
         print(f"{procs} process(es): step {fit:,.0f} us, bare {bare:,.0f} us; overhead {fit - bare:,.0f} us (mean {mean:,.0f})")
-
-
-def print_parts(stopwatch: Stopwatch) -> None:
-    for part, seconds in sorted(stopwatch.seconds.items(), key=lambda item: -item[1]):
-        print(f"  {part:32} {seconds / STEPS * 1e6:7.1f} us")
 
 
 def main() -> None:
