@@ -24,6 +24,15 @@ class Phases:
         self.step = 0
         self.since = self._began = clock() - age_s  # `since`: last sign of progress
         self._spent: dict[str, float] = dict.fromkeys(get_args(Phase), 0.0)
+        launched = float(os.environ.get("VITSCALE_LAUNCHED") or 0)
+        launching_s = {"launcher": time.time() - age_s - launched} if launched else {}
+        self.start_s = {**launching_s, "imports": age_s}  # by part of the start, in their order
+        self._part_since = clock()
+
+    def part(self, name: str) -> None:
+        """The next part of the start is over."""
+        now = self._clock()
+        self.start_s[name], self._part_since = now - self._part_since, now
 
     def enter(self, name: Phase) -> None:
         now = self._clock()

@@ -15,12 +15,12 @@ if __name__ == "__main__":  # first of all: the imports below take seconds in wh
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.cache import Cache
 from data_pipeline.config import SourceConfig
-from data_pipeline.loader import Layout, Loader, eval_loader, train_loader
+from data_pipeline.loader import Batch, Layout, Loader, eval_loader, train_loader
 from data_pipeline.manifest import read_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
@@ -49,8 +49,10 @@ def main(cfg: RunConfig) -> None:
             stop_at_once(run, world)
             return
         import_deepspeed(world.device.type)
+        world.phases.part("deepspeed")
         say(f"{cfg.name}: {world.size} {'process is' if world.size == 1 else 'processes are'} up", world.is_main)
         open_run(run, cfg, world)
+        world.phases.part("checks")
         with Tracker(cfg, run, world.is_main) as tracker:
             with Watch(world, run, cfg.hardware.hang_after_s):
                 state, finished = train(cfg, run, tracker, world)
@@ -89,11 +91,13 @@ def train(cfg: RunConfig, run: RunDir, tracker: Tracker, world: World) -> tuple[
     shards, validation = open_shards(cfg.data.train, cfg.hardware), build_validation(cfg, world)
     cadence = Cadence.of(cfg, len(shards))
     engine = build_engine(build_model(cfg, run, world), cfg, world)
+    world.phases.part("build")
     state = checkpoint.restore(run, engine, shards.digest)
+    world.phases.part("load")
     world.phases.take_up(state)
     note_start(cfg, run, state, tracker, world)
     announce(cfg, run, state, cadence, engine)
-    batches = build_train_loader(shards, cfg, state.step, cadence.total, world)
+    batches = tell_start(build_train_loader(shards, cfg, state.step, cadence.total, world), cfg, world)
     return state, fit(cfg, cadence, engine, batches, shards, validation, state, run, tracker)
 
 
@@ -192,6 +196,19 @@ def announce(cfg: RunConfig, run: RunDir, state: TrainState, cadence: Cadence, e
         f"ZeRO-{engine.stage}, {cfg.hardware.precision} on {engine.world.device.type}",
         engine.world.is_main,
     )
+
+
+def tell_start(batches: Iterable[Batch], cfg: RunConfig, world: World) -> Iterator[Batch]:
+    """The same batches; after the first step a line that says what the start took, part by part."""
+    for number, batch in enumerate(batches):
+        if number == 0:
+            world.phases.part("first batch")
+        yield batch
+        if number == 0:
+            world.phases.part("first step, compiling" if cfg.hardware.compile else "first step")
+            parts = world.phases.start_s
+            listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
+            say(f"{cfg.name}: first step done after {sum(parts.values()):.1f} s: {listed}", world.is_main)
 
 
 def finish(cfg: RunConfig, run: RunDir, tracker: Tracker, state: TrainState, finished: bool, reason: str) -> None:

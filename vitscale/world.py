@@ -56,6 +56,7 @@ class World:
         torch.manual_seed(self.seed)
         random.seed(self.seed)
         self._join()
+        self.phases.part("rendezvous")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

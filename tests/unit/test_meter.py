@@ -56,6 +56,17 @@ def test_rate_and_data_wait(clock, phases):
     assert found["speed/left_s"] == pytest.approx(5 * 15 / 4)
 
 
+def test_a_start_is_told_part_by_part(clock, monkeypatch):
+    monkeypatch.setenv("VITSCALE_LAUNCHED", str(time.time() - 9))
+    phases = Phases(clock, age_s=5.0)
+    for name, seconds in (("rendezvous", 2), ("build", 3)):
+        clock.sleep(seconds)
+        phases.part(name)
+    assert phases.start_s == {"launcher": pytest.approx(4, abs=0.5), "imports": 5.0, "rendezvous": 2, "build": 3}
+    monkeypatch.delenv("VITSCALE_LAUNCHED")
+    assert Phases(clock, age_s=5.0).start_s == {"imports": 5.0}
+
+
 def test_waiting_passes_everything_on(phases):
     assert list(Meter(1, 1, {}, phases).waiting(iter("abc"))) == ["a", "b", "c"]
 
