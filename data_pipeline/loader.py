@@ -112,13 +112,11 @@ class Loader:
 
     def _fill(self, batch: Batch, start: int, slots: list[tuple[Future[Loaded], int, int]]) -> list[Skip]:
         samples = [self._decode(block.result(), epoch, sample) for block, epoch, sample in slots]
+        columns = batch.images_BHWC, batch.labels_B, batch.flip_B, batch.erase_B4, batch.noise_B
+        images, labels, flip, erase, noise = (column.numpy() for column in columns)
         for slot, (sample, _) in enumerate(samples, start):
-            view = sample.view()
-            batch.images_BHWC.numpy()[slot] = view.pixels_HWC
-            batch.labels_B.numpy()[slot] = sample.label
-            batch.flip_B.numpy()[slot] = view.flip
-            batch.erase_B4.numpy()[slot] = view.erase
-            batch.noise_B.numpy()[slot] = view.noise
+            images[slot], flip[slot], erase[slot], noise[slot] = sample.view()
+            labels[slot] = sample.label
         return [skip for _, skip in samples if skip]
 
 
