@@ -34,9 +34,10 @@ def crop_box(width: int, height: int, area: tuple[float, float], ratio: tuple[fl
 def resize(image_HWC: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
     """Antialiased resize of uint8 pixels -> HWC uint8."""
     # Channels last by torch's own measure, the batch's stride included: then so is the result, and nothing is rearranged.
-    pixels_BCHW = torch.from_numpy(image_HWC)[None].permute(0, 3, 1, 2)
-    resized_BCHW = F.interpolate(pixels_BCHW, (height, width), mode=interpolation, antialias=True)
-    return resized_BCHW[0].permute(1, 2, 0).numpy()
+    # Views by numpy: each call of torch lets go of the interpreter's lock, for which another decoding thread may wait.
+    pixels_BCHW = image_HWC.reshape(1, *image_HWC.shape).transpose(0, 3, 1, 2)
+    resized_BCHW = F.interpolate(torch.from_numpy(pixels_BCHW), (height, width), mode=interpolation, antialias=True)
+    return resized_BCHW.numpy()[0].transpose(1, 2, 0)
 
 
 def middle(image_HWC: np.ndarray) -> np.ndarray:

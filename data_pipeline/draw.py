@@ -5,6 +5,7 @@ raw 64-bit words are taken from numpy: they are guaranteed never to change, `Gen
 """
 
 import math
+import threading
 from enum import IntEnum
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 # Of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), as int64; the first is 2^64 / golden ratio.
 GOLDEN, _FIRST, _SECOND = (word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+NEW: Any = np.random.Philox(key=0).state
 
 
 class Purpose(IntEnum):
@@ -28,15 +30,21 @@ class Purpose(IntEnum):
     FEWSHOT = 9
 
 
+class _Own(threading.local):
+    """A generator per thread, set to a stream: making one costs six times as much, most of it a seed from the system."""
+
+    def __init__(self) -> None:
+        self.philox = np.random.Philox(key=0)
+
+
+_own = _Own()
+
+
 def words(count: int, seed: int, purpose: Purpose, *counter: int) -> np.ndarray:
     """`count` uint64 words of the stream named by (seed, purpose, counter); at most three counter numbers."""
-    return _philox(seed, purpose, counter).random_raw(count)
-
-
-def _philox(seed: int, purpose: Purpose, counter: tuple[int, ...]) -> np.random.Philox:
     high = (*counter, *(0,) * (3 - len(counter)))  # the lowest word counts the draws
-    # As uint64, because numpy takes a list with a number above 2^63 through float64.
-    return np.random.Philox(key=np.array([seed, purpose], np.uint64), counter=np.array([0, *high], np.uint64))
+    _own.philox.state = NEW | {"state": {"key": (seed, purpose), "counter": (0, *high)}}
+    return _own.philox.random_raw(count)
 
 
 def permutation(count: int, seed: int, purpose: Purpose, *counter: int) -> np.ndarray:
@@ -63,19 +71,26 @@ class Draw:
     """A short stream of numbers for one thing, e.g. one sample in one epoch."""
 
     def __init__(self, seed: int, purpose: Purpose, *counter: int) -> None:
-        self._bits = _philox(seed, purpose, counter)
+        self._words = lambda count: words(count, seed, purpose, *counter).tolist()
+        self._drawn, self._left = 8, self._words(8)[::-1]  # most draws are as short
+
+    def _next(self) -> int:
+        if not self._left:
+            self._left = self._words(2 * self._drawn)[: self._drawn - 1 : -1]
+            self._drawn *= 2
+        return self._left.pop()
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A number in [low, high)."""
-        return low + (high - low) * ((int(self._bits.random_raw()) >> 11) * 2.0**-53)
+        return low + (high - low) * ((self._next() >> 11) * 2.0**-53)
 
     def integer(self, count: int) -> int:
         """A whole number in [0, count), evenly but for count / 2^64."""
-        return int(self._bits.random_raw()) * count >> 64
+        return self._next() * count >> 64
 
     def word(self) -> int:
         """64 random bits, as a number that fits int64."""
-        return int(self._bits.random_raw()) - 2**63
+        return self._next() - 2**63
 
     def normal(self, mean: float, std: float) -> float:
         """Of the normal distribution, by Box and Muller (1958)."""

@@ -136,25 +136,24 @@ def _head(image: bytes, header: Header, area: Box) -> bytes:
 
 def _intervals(image: bytes, header: Header, count: int) -> np.ndarray | None:
     """count + 1 offsets: where an interval starts and the one before it ends, its marker included."""
-    codes = np.frombuffer(image, np.uint8)[header.codes :]
+    codes = np.frombuffer(image, np.uint8, offset=header.codes)
     (at,) = (codes[:-1] == 0xFF).nonzero()
-    second = codes[1:][at]
-    marker = second != 0  # else a part of a code
-    if second[marker][:count].tobytes() != _markers(count):
+    second = codes[1:].take(at)
+    marker = second.nonzero()[0][:count]  # else a part of a code
+    if second.take(marker).tobytes() != _markers(count):
         return None
-    return np.concatenate(([header.codes], at[marker][:count] + header.codes + 2))
+    return np.concatenate(([header.codes], at.take(marker) + header.codes + 2))
 
 
 def _join(image: bytes, bounds: np.ndarray, firsts: np.ndarray, run: int, head: bytes) -> bytearray:
     """A JPEG of runs of intervals; the last run of an image may be short."""
-    numbers = firsts[:, None] + np.arange(run + 1)
-    edges = bounds[np.minimum(numbers, len(bounds) - 1)]
+    edges = bounds.take(firsts[:, None] + np.arange(run + 1), mode="clip")
+    starts, ends = edges[:, 0], edges[:, -1]
     codes = memoryview(image)
-    small = bytearray().join([head, *(codes[start:end] for start, end in edges[:, [0, -1]].tolist())])
-    lengths = np.diff(edges)
-    lengths = lengths[lengths > 0]
-    second = np.frombuffer(small, np.uint8, offset=len(head) - 1)
-    second[lengths.cumsum()] = np.frombuffer(_markers(len(lengths)), np.uint8)
+    small = bytearray().join([head, *map(codes.__getitem__, map(slice, starts.tolist(), ends.tolist()))])
+    moved = len(head) + (ends - starts).cumsum() - ends  # where the codes of each run went
+    markers = (edges[:, 1:] + moved[:, None]).ravel() - 1  # behind a short last run all at its end, where the last one counts
+    np.frombuffer(small, np.uint8)[markers] = np.frombuffer(_markers(len(markers)), np.uint8)
     return small
 
 

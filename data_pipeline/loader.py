@@ -94,34 +94,34 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         # One thread of torch each: the pool is the parallelism; a team of threads per resize would starve the launch thread.
         pool = ThreadPoolExecutor(self._threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
-        waiting: deque[tuple[Batch, list[Future[list[Skip]]]]] = deque()
+        planner = ThreadPoolExecutor(1, "plan")  # finding out what to decode takes milliseconds of a large batch, too
         plans = self._plans()
+        waiting = deque(planner.submit(self._submit, plans, pool) for _ in range(PREFETCH_STEPS + 1))
         try:
-            for plan in plans:
-                waiting.append(self._submit(plan, pool))
-                if len(waiting) > PREFETCH_STEPS:
-                    yield _collect(*waiting.popleft())
-            while waiting:
-                yield _collect(*waiting.popleft())
+            while submitted := waiting.popleft().result():
+                yield _collect(*submitted)
+                waiting.append(planner.submit(self._submit, plans, pool))
         finally:
+            planner.shutdown(cancel_futures=True)
             pool.shutdown(wait=False, cancel_futures=True)
             plans.close()  # cancels reads that decoding threads may wait for
             pool.shutdown()
 
-    def _submit(self, plan: Plan, pool: ThreadPoolExecutor) -> tuple[Batch, list[Future[list[Skip]]]]:
+    def _submit(self, plans: Iterator[Plan], pool: ThreadPoolExecutor) -> tuple[Batch, list[Future[list[Skip]]]] | None:
+        """The next batch, and its slots on their way; None: there is none."""
+        if (plan := next(plans, None)) is None:
+            return None
         slots = list(zip(plan.blocks, *(column.tolist() for column in plan.batch.slots), strict=True))
         groups = ((start, slots[start : start + GROUP]) for start in range(0, len(slots), GROUP))
         return plan.batch, [pool.submit(self._fill, plan.batch, *group) for group in groups]
 
     def _fill(self, batch: Batch, start: int, slots: list[tuple[Future[Loaded], int, int]]) -> list[Skip]:
         samples = [self._decode(block.result(), epoch, sample) for block, epoch, sample in slots]
+        columns = batch.images_BHWC, batch.labels_B, batch.flip_B, batch.erase_B4, batch.noise_B
+        images, labels, flip, erase, noise = (column.numpy() for column in columns)
         for slot, (sample, _) in enumerate(samples, start):
-            view = sample.view()
-            batch.images_BHWC.numpy()[slot] = view.pixels_HWC
-            batch.labels_B.numpy()[slot] = sample.label
-            batch.flip_B.numpy()[slot] = view.flip
-            batch.erase_B4.numpy()[slot] = view.erase
-            batch.noise_B.numpy()[slot] = view.noise
+            images[slot], flip[slot], erase[slot], noise[slot] = sample.view()
+            labels[slot] = sample.label
         return [skip for _, skip in samples if skip]
 
 
@@ -136,7 +136,7 @@ def _empty(slots: Slots, mix: np.ndarray, cut: np.ndarray, weight: np.ndarray, s
         return torch.from_numpy(values).pin_memory() if pin else torch.from_numpy(values)
 
     return Batch(
-        images_BHWC=zeros(size, size, 3, dtype=torch.uint8),
+        images_BHWC=_images(count, len(slots.samples), size, pin),
         labels_B=zeros(dtype=torch.int64),
         flip_B=zeros(dtype=torch.bool),
         erase_B4=zeros(4, dtype=torch.int32),
@@ -154,6 +154,15 @@ def blank(count: int, size: int) -> Batch:
     return _empty(
         slots, np.ones(count, np.float32), np.zeros((count, 4), np.int32), np.zeros(count, np.float32), size, pin=False
     )
+
+
+def _images(count: int, used: int, size: int, pin: bool) -> torch.Tensor:
+    """Memory for pixels, zero behind the `used` ones. Zeroing all of it would take milliseconds of a large batch."""
+    shape = count, size, size, 3
+    # Numpy's lies in huge pages, of which the kernel hands out a few, and not 37 small ones per image as of torch's.
+    images = torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pin else torch.from_numpy(np.empty(shape, np.uint8))
+    images[used:] = 0
+    return images
 
 
 def _collect(batch: Batch, filled: list[Future[list[Skip]]]) -> Batch:

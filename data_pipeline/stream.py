@@ -172,9 +172,11 @@ class Loaded:
         """The encoded image, checked against the index, and its label."""
         part, (offset, size, checksum, label, *_) = self._find(sample)
         image = part.read(offset, offset + size)
-        if crc32(image) != checksum and part.images is not None:  # damaged on its way or in the cache is no bad sample
+        sound = crc32(image) == checksum
+        if not sound and part.images is not None:  # damaged on its way or in the cache is no bad sample
             image = self.shards.read_again(part.place, offset, offset + size)
-        if crc32(image) != checksum:
+            sound = crc32(image) == checksum
+        if not sound:
             raise BadSampleError(
                 "its bytes differ from the index (CRC-32); the shard is damaged or was rebuilt: copy it anew, or write a new "
                 "manifest with `vitscale data index`"

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
@@ -19,12 +20,14 @@ def verify(path: Path) -> list[str]:
     if not sums:
         return [f"{SUMS} is empty"]
     problems = [f"{name} is not listed in {SUMS}" for name in _files(path) if name not in sums]
-    for name, expected in sums.items():
-        if not (path / name).is_file():
-            problems.append(f"{name} missing")
-        elif sha256(path / name) != expected:
-            problems.append(f"{name} differs from its SHA-256")
-    return problems
+    with ThreadPoolExecutor() as pool:  # one thread reads slower than disks do
+        return problems + [problem for problem in pool.map(lambda item: _compare(path, *item), sums.items()) if problem]
+
+
+def _compare(path: Path, name: str, expected: str) -> str:
+    if not (path / name).is_file():
+        return f"{name} missing"
+    return "" if sha256(path / name) == expected else f"{name} differs from its SHA-256"
 
 
 def read_sums(path: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -70,14 +71,15 @@ def header(tensors: Tensors, metadata: dict[str, str]) -> bytes:
 def write_file(path: Path, head: bytes, tensors: Iterable[torch.Tensor], num_bytes: int) -> str:
     """Header and tensors of so many bytes, flushed to the disk; returns the SHA-256. Leaves the interpreter's lock free."""
     digest = hashlib.sha256(head)
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as hashing:
         reserve(file.fileno(), len(head) + num_bytes)
         file.write(head)
         for tensor in tensors:
             data = tensor.flatten().view(torch.uint8).numpy().data
             for start in range(0, len(data), CHUNK_BYTES):
+                hashed = hashing.submit(digest.update, data[start : start + CHUNK_BYTES])
                 file.write(data[start : start + CHUNK_BYTES])
-                digest.update(data[start : start + CHUNK_BYTES])
+                hashed.result()  # at most one chunk behind
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -122,6 +123,17 @@ def test_beta_has_the_distribution_known_in_closed_form(alpha, cdf):
     values = np.sort([draw.beta(alpha) for _ in range(5_000)])
     steps = np.arange(1, len(values) + 1) / len(values)
     assert np.abs(cdf(values) - steps).max() < 1.95 / math.sqrt(len(values))  # Kolmogorov-Smirnov at 0.1 %
+
+
+def test_draws_of_several_threads_and_in_turn_keep_their_streams():
+    def take_turns(thread: int) -> list[list[int]]:
+        draws = [Draw(5, Purpose.AUGMENT, thread, sample) for sample in range(3)]
+        return [[draw.word() + 2**63 for draw in draws] for _ in range(40)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for thread, found in enumerate(pool.map(take_turns, range(16))):
+            for sample, stream in enumerate(zip(*found, strict=True)):
+                assert list(stream) == reference_words(40, 5, 3, thread, sample)
 
 
 def test_draws_of_one_thing_do_not_depend_on_what_was_drawn_before():

@@ -148,6 +148,7 @@ def test_every_held_out_sample_counts_exactly_once(train, tar_contents, batch, r
         real = len(b.slots.samples)
         assert len(b.images_BHWC) == len(b.labels_B) == len(b.weight_B) == batch
         assert b.weight_B.tolist() == [1.0] * real + [0.0] * (batch - real)
+        assert not b.images_BHWC[real:].any()
         assert b.labels_B[:real].tolist() == [contents[sample][2] for sample in b.slots.samples]
         counted.update(b.slots.samples.tolist())
     assert counted == Counter(range(25))
