@@ -22,13 +22,13 @@ from vitscale.cli import build_parser
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "deepspeed", "mlflow", "matplotlib")
-CPU, GPU = "recipes/clusters/cpu.yaml", "recipes/clusters/h200-infiniband.yaml"
-DATA = (
-    "data.train.manifest={0}/train.json",
-    "data.train.samples=null",
-    "data.val.manifest={0}/val.json",
-    "data.val.samples=null",
-)
+NAMES = {
+    "RECIPE": "recipes/demo/pretrain.yaml",
+    "LARGE": "recipes/pretrain/vit-l16-in21k.yaml",
+    "CPU": "recipes/clusters/cpu.yaml",
+    "GPU": "recipes/clusters/h200-infiniband.yaml",
+    "DATA": "data.train.manifest={0}/train.json data.train.samples=null",
+}
 # Words of `vitscale`, {0} is a folder with `train.json` and `val.json`; each ends at once, some of them with an error.
 CALLS = """
 show RECIPE
