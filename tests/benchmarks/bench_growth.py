@@ -1,0 +1,416 @@
+"""How cost and memory grow: `python tests/benchmarks/bench_growth.py [AXIS ...]` (lanes, shards, steps, processes, model, recipe,
+metrics; default: all, about 5 minutes).
+
+Prints a table for each axis with the slope of every curve, fitted to the upper half in log-log (1 = in proportion), and with
+all axes draws docs/figures/growth.png. Times are medians; nothing needs data but one small shard, which stands for all.
+"""
+
+import contextlib
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.index import encode_index, scan
+from data_pipeline.labels import Labels
+from data_pipeline.loader import Batch
+from data_pipeline.manifest import Manifest, read_manifest
+from data_pipeline.order import Order, Slots
+from data_pipeline.simulate import Scale, start
+from data_pipeline.stream import Shards, steps
+from vitscale import recipe
+from vitscale.cadence import Cadence
+from vitscale.config import RunConfig
+from vitscale.courier import Tracker
+from vitscale.delivery import Mark, unsent
+from vitscale.history import History
+from vitscale.loop import fit
+from vitscale.model.build import build
+from vitscale.modelinfo import ModelInfo
+from vitscale.retention import complete, scores_of
+from vitscale.rundir import RunDir
+from vitscale.state import TrainState
+from vitscale.train import build_engine
+from vitscale.validation import Validation
+from vitscale.world import World
+
+FIGURE = Path(__file__).parents[2] / "docs/figures/growth.png"
+BLOCK, IMAGES = 64, 256  # samples of a shuffle block; images of the one shard that there is
+LANES, SHARDS, STEPS = [2**n for n in range(4, 16)], [10**n for n in range(1, 7)], [0, 1_000, 10_000, 100_000, 1_000_000]
+PROCESSES, DEPTHS, SOURCES, METRICS = [1, 2, 4, 8], [2, 6, 12, 24, 48], [1, 2, 4, 8, 16, 32, 64], [1, 3, 10, 30, 100, 300, 1000]
+LOG_EVERY, EVAL_EVERY = 50, 1000  # steps, of the run whose history is made up
+os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed wants it
+Curves = dict[str, dict[float, float]]  # quantity with unit -> place on the axis -> value
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    axes = {axis.__name__: axis for axis in (lanes, shards, steps_done, processes, model, sections, metrics)}
+    found: dict[str, Curves] = {}
+    for name in sys.argv[1:] or axes:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = axes[name](Path(folder))
+        print_table(axes[name].__doc__ or "", found[name])
+    if found.keys() == axes.keys():
+        draw({axes[name].__doc__ or "": curves for name, curves in found.items()})
+
+
+def print_table(title: str, curves: Curves) -> None:
+    places = sorted({place for curve in curves.values() for place in curve})
+    print(f"\n{title:<58}" + "".join(f"{place:>11,.0f}" for place in places) + f"{'slope':>8}")
+    for name, curve in curves.items():
+        print(f"{name:<58}" + "".join(f"{curve[p]:>11,.4g}" if p in curve else f"{'':>11}" for p in places), end="")
+        print(f"{slope(curve):>8.2f}", flush=True)
+
+
+def slope(curve: dict[float, float]) -> float:
+    """Of a line through the upper half, at least three points, in log-log."""
+    points = [(math.log(place), math.log(value)) for place, value in curve.items() if place > 0 and value > 0]
+    return float(np.polyfit(*zip(*points[-max(3, len(points) // 2) :], strict=True), 1)[0]) if len(points) > 1 else math.nan
+
+
+def median_ms(action: Callable[[], object], times: int = 15) -> float:
+    found = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        action()
+        found.append(time.perf_counter() - begin)
+    return 1e3 * statistics.median(found)
+
+
+def allocated_mib(action: Callable[[], object]) -> float:
+    """What is still held afterwards."""
+    tracemalloc.start()
+    kept = action()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    del kept
+    return held / 2**20
+
+
+# Lanes and shards.
+
+
+def lanes(folder: Path) -> Curves:
+    """lanes of one process = images in a step"""
+    one, scale = one_shard(folder), Scale()
+    curves: Curves = {}
+    for number in LANES:
+        order = Order([scale.sizes()], number, number, BLOCK, seed=0)
+        view, numbers = order.view(0, number), count(1000)
+        view.step(next(numbers))
+        note(curves, number, "a step's samples (ms)", median_ms(lambda: view.step(next(numbers)), 2 * BLOCK))
+        note(curves, number, "start at any step (ms)", median_ms(lambda: order.view(0, number).step(random.getrandbits(30)), 3))
+        note(curves, number, "memory of the order (MiB)", allocated_mib(lambda: begun(order)))
+        if number <= 4096:  # every image of the one shard is read again and again
+            note(curves, number, "a step's images, read (ms)", read_step_ms(repeated(one, 1000), number, 4 * BLOCK))
+    for number in LANES:
+        view, numbers = Order([scale.sizes()], LANES[-1], number, BLOCK, seed=0).view(0, number), count(1000)
+        note(curves, number, f"a step of {LANES[-1]:,} samples (ms)", median_ms(lambda: view.step(next(numbers)), 7))
+    return curves
+
+
+def begun(order: Order) -> Any:
+    view = order.view(0, order.lanes)
+    view.step(1000)
+    return view
+
+
+def shards(folder: Path) -> Curves:
+    """shards"""
+    one = one_shard(folder)
+    curves: Curves = {}
+    for number in SHARDS:
+        manifest = repeated(one, number)
+        order = Order([manifest.samples], 64, 64, BLOCK, seed=0)
+        view, numbers = order.view(0, 64), count()
+        view.step(next(numbers))
+        note(curves, number, "a step's samples (ms)", median_ms(lambda: view.step(next(numbers)), 30))
+        note(curves, number, "a step's images, read (ms)", read_step_ms(manifest, 64, 2 * BLOCK))
+        note(curves, number, "first step of an epoch (ms)", median_ms(epoch_begins(order), 3))
+        fresh = start(Scale(samples=1000 * number, shards=number, ranks=64, global_batch=4096, lanes=4096))
+        note(curves, number, "start: process, manifest, first step (ms)", 1e3 * fresh["start_process_s"])
+        note(curves, number, "memory of a process (MiB)", fresh["start_resident_mib"])
+    return curves
+
+
+def epoch_begins(order: Order) -> Callable[[], object]:
+    """Each call takes the first step of another epoch, in which all lanes open a block of shards in a new order."""
+    epochs = count(1)
+    return lambda: order.view(0, order.lanes).step(-(-next(epochs) * order.num_samples // order.lanes))
+
+
+def one_shard(folder: Path) -> Manifest:
+    """A manifest of one real shard of small images."""
+    words = ["data", "build", f"shapes:{IMAGES}", "--out", str(folder), "--val-fraction", "0", "--shard-samples", str(IMAGES)]
+    subprocess.run([sys.executable, "-m", "vitscale.cli", *words], check=True, stdout=subprocess.DEVNULL)
+    (shard,) = folder.glob("*.tar")
+    shard.with_suffix(".idx").write_bytes(encode_index(list(scan(shard, Labels("auto")))))
+    return read_manifest(str(folder / "train.json"))
+
+
+def repeated(one: Manifest, number: int) -> Manifest:
+    """A manifest of so many shards, all of them the same file."""
+    columns = {
+        name: column.repeat(number) if isinstance(column, np.ndarray) else column * number
+        for name in ("urls", "samples", "bytes", "sha256", "index_bytes", "index_crc32", "label_min", "label_max")
+        if (column := getattr(one, name)) is not None
+    }
+    return Manifest(one.location, **columns, classes=one.classes)
+
+
+def read_step_ms(manifest: Manifest, global_batch: int, number: int) -> float:
+    """Median of so many steps of the stream, every image read and checked."""
+    order, spent = Order([manifest.samples], global_batch, global_batch, BLOCK, seed=0), []
+    stream = steps(Shards(manifest), order, (0, global_batch), 0, number)
+    begin = time.perf_counter()
+    for step in stream:
+        for sample, block in zip(step.slots.samples.tolist(), step.blocks, strict=True):
+            block.result().image(sample)
+        spent.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+    return 1e3 * statistics.median(spent[1:])
+
+
+# Steps done.
+
+
+def steps_done(folder: Path) -> Curves:
+    """steps done before"""
+    curves: Curves = {}
+    with World(config(folder).hardware, seed=0) as world:
+        for number in STEPS:
+            cfg = config(folder, name=f"after-{number}", steps=number + 600)
+            run, state = past(cfg, number)
+            note(
+                curves, number, "a step of the loop, without the model (us)", 1e3 * median_step_ms(cfg, run, idle(world), state)
+            )
+            history = History(run.metrics)
+            numbers = count(number + 10**6)
+            point = dict.fromkeys(map(str, range(25)), 0.123456)
+            note(
+                curves,
+                number,
+                "a log point of 25 metrics (us)",
+                1e3 * median_ms(lambda: history.add(next(numbers), "train", point), 300),
+            )
+            note(curves, number, "state.json of a checkpoint (us)", 1e3 * median_ms(past(cfg, number)[1].dump))
+            note(curves, number, "the courier's look, every 3 s (us)", 1e3 * median_ms(lambda: look(run), 5))
+            note(curves, number, "start: history read (us)", 1e3 * median_ms(lambda: History(run.metrics), 3))
+    return curves
+
+
+def past(cfg: RunConfig, number: int) -> tuple[RunDir, TrainState]:
+    """A run directory after so many steps, and where the run stands: a log, evaluations with their files, bad steps."""
+    run, evaluations = RunDir(cfg), range(EVAL_EVERY, number + 1, EVAL_EVERY)
+    scores = {
+        f"eval/{name}": 0.123456 for name in ("top1", "top5", "loss", "pets/1shot", "pets/5shot", "pets/10shot", "pets/25shot")
+    }
+    if not run.path.exists():
+        run.checkpoints.mkdir(parents=True)
+        run.recipe.write_text(recipe.dump(cfg))
+        run.model_info.write_text(ModelInfo.of(cfg.model, cfg.data, []).dump())
+        line = {"kind": "train", "time_ms": 1_700_000_000_000, "metrics": dict.fromkeys(map(str, range(25)), 0.123456)}
+        points = range(LOG_EVERY, number + 1, LOG_EVERY)
+        run.metrics.write_text("".join(json.dumps({"step": step, **line}) + "\n" for step in points))
+        for step in evaluations:
+            made = run.artifacts / "eval" / f"step_{step:08d}"
+            made.mkdir(parents=True)
+            for name in ("per_class.csv", "confusion.csv", "predictions.png", "confusion.png"):
+                (made / name).touch()
+        sent = {name: stamp for name, stamp in unsent(run, Mark()).items()} if evaluations else {}
+        run.mlflow_sent.write_text(json.dumps({"files": sent}))
+    state = TrainState(step=number, samples=number, bad_steps=list(evaluations), began=1.0)
+    state.scores = {f"step_{step:08d}": dict(scores) for step in evaluations}
+    return run, state
+
+
+def look(run: RunDir) -> None:
+    """What the courier looks at when there is nothing to do."""
+    unsent(run, Mark.read(run.path))
+    found = complete(run.checkpoints)
+    assert found and scores_of(found[-1]) is not None
+
+
+class Idle(SimpleNamespace):
+    """An engine that computes nothing, so that what is left of a step is the loop."""
+
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(images_BCHW), 10)
+
+    def set_learning_rate(self, rate: float) -> None:
+        self.rate = rate
+
+    def backward_and_step(self, loss: torch.Tensor) -> None:
+        self.grad_norm = loss
+
+    def fragments(self) -> list:
+        return []
+
+
+def idle(world: World) -> Any:
+    optim = SimpleNamespace(ema_decay=None)
+    return Idle(world=world, micro_batch=8, grad_accum=1, dtype=torch.float32, optim=optim, shapes={}, num_updates=0.0)
+
+
+def median_step_ms(cfg: RunConfig, run: RunDir, engine: Any, state: TrainState, cpu: bool = False) -> float:
+    """Of the steps of `fit` to the end of the recipe: each to the next request for a batch."""
+    begun, clock = [], time.process_time if cpu else time.perf_counter
+    tracker = Tracker(cfg, run, active=engine.world.is_main)
+    tracker._history, tracker._since = History(run.metrics), math.inf  # without its courier
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(cadence.total - state.step):
+            begun.append(clock())
+            yield batch
+
+    cadence, batch = Cadence.of(cfg, 1000), some_batch(cfg.train.global_batch // engine.world.size, cfg.model.image_size)
+    with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
+        fit(cfg, cadence, engine, batches(), None, Validation(cfg, None, {}), state, run, tracker)
+    spent = np.diff(begun)[20:]
+    return 1e3 * (float(np.mean(spent)) if cpu else statistics.median(spent))
+
+
+def some_batch(number: int, size: int) -> Batch:
+    whole, boxes = torch.zeros(number, dtype=torch.int64), torch.zeros(number, 4, dtype=torch.int32)
+    images, flips, ones = (
+        torch.zeros(number, size, size, 3, dtype=torch.uint8),
+        torch.zeros(number, dtype=torch.bool),
+        torch.ones(number),
+    )
+    slots = Slots(np.zeros(number, np.int64), np.arange(number))
+    return Batch(images, whole, flips, boxes, whole, ones, boxes, ones, slots)
+
+
+def config(folder: Path, name: str = "growth", steps: int = 60, depth: int = 1, batch: int = 8, **sections: dict) -> RunConfig:
+    model = {"width": 32, "depth": depth, "num_heads": 2, "mlp_dim": 64, "patch_size": 8, "image_size": 16, "num_classes": 10}
+    values: dict = {"name": name, "runs": str(folder), "model": model, "data": {"train": {"manifest": "none"}}}
+    values |= {"train": {"global_batch": batch, "total": {"steps": steps}}, "optim": {"lr": 1e-3}}
+    values |= {"checkpoint": {"every": {"steps": 10**9}}, "tracking": {"log_every": LOG_EVERY}}
+    return RunConfig.model_validate({**values, "hardware": {"device": "cpu", "precision": "fp32"}, **sections})
+
+
+# Processes and the model: real engines.
+
+
+def processes(folder: Path) -> Curves:
+    """processes"""
+    curves: Curves = {}
+    for number in PROCESSES:
+        found = in_processes(number, folder, depth=2)
+        cores = min(number, len(os.sched_getaffinity(0)))
+        note(curves, number, "a step, CPU time of a process (ms)", found["cpu_ms"])
+        note(curves, number, "a step, wall time x cores / processes (ms)", found["wall_ms"] * cores / number)
+        note(curves, number, "memory of a process (MiB)", found["mib"])
+    return curves
+
+
+def model(folder: Path) -> Curves:
+    """blocks of the model"""
+    curves: Curves = {}
+    for depth in DEPTHS:
+        found = in_processes(1, folder, depth)
+        note(curves, depth, "a step, CPU time (ms)", found["cpu_ms"])
+        note(curves, depth, "memory of the process (MiB)", found["mib"])
+    return curves
+
+
+def in_processes(number: int, folder: Path, depth: int) -> dict[str, float]:
+    """CPU and wall time of a step at ZeRO-1, and memory; means over the processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)] if number > 1 else []
+    words = [*launcher, __file__, "--process", str(folder), str(depth)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def process(folder: Path, depth: int) -> None:
+    """One of the processes."""
+    name, size = f"{os.environ.get('WORLD_SIZE', 1)}-{depth}", int(os.environ.get("WORLD_SIZE", 1))
+    first, second = (config(folder, f"{name}-{n}", steps=80, depth=depth, batch=8 * size) for n in range(2))
+    with World(first.hardware, seed=0) as world:
+        torch.set_num_threads(1)
+        engine, runs = build_engine(build(first.model), first, world), [RunDir(first), RunDir(second)]
+        with world.alone():
+            runs = [past(cfg, 0)[0] for cfg in (first, second)] if world.is_main else runs
+        cpu = median_step_ms(first, runs[0], engine, TrainState(), cpu=True)
+        wall = median_step_ms(second, runs[1], engine, TrainState())
+        status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        found = world.gather({"cpu_ms": cpu, "wall_ms": wall, "mib": int(status["VmHWM"].removesuffix("kB")) / 1024})
+        if world.is_main:
+            print(json.dumps({name: statistics.mean(each[name] for each in found) for name in found[0]}))
+
+
+# The recipe and the log.
+
+
+def sections(folder: Path) -> Curves:
+    """sources of data.train; sets of eval.fewshot"""
+    curves: Curves = {}
+    for number in SOURCES:
+        path, names = folder / f"{number}.yaml", [f"data/{n}.json" for n in range(number)]
+        few = {f"set{n}": {"train": name, "test": name} for n, name in enumerate(names)}
+        data = {"train": [{"manifest": name, "weight": 1.0} for name in names]}
+        path.write_text(recipe.dump(config(folder, data=data, eval={"fewshot": few})))
+        note(curves, number, "recipe loaded (ms)", median_ms(lambda: recipe.load(path), 9))
+        order = Order([np.full(1000, 1000)] * number, 1024, 1024, BLOCK, 0, [1.0] * number)
+        view, numbers = order.view(0, 1024), count(100)
+        view.step(next(numbers))
+        note(curves, number, "a step's samples, 1,024 lanes (ms)", median_ms(lambda: view.step(next(numbers)), 2 * BLOCK))
+        sizes = [np.full(1000, 1000)] * number
+        note(curves, number, "order made (ms)", median_ms(lambda: Order(sizes, 1024, 1024, BLOCK, 0, [1.0] * number), 5))
+    return curves
+
+
+def metrics(folder: Path) -> Curves:
+    """metrics of a log point"""
+    curves: Curves = {}
+    for number in METRICS:
+        path = folder / f"{number}.jsonl"
+        history, numbers = History(path), count()
+        values = {f"train/metric_{n}": 0.123456789 * n for n in range(number)}
+        note(curves, number, "a log point (us)", 1e3 * median_ms(lambda: history.add(next(numbers), "train", values), 200))
+        note(curves, number, "its line (bytes)", path.stat().st_size / next(numbers))
+    return curves
+
+
+def note(curves: Curves, place: float, name: str, value: float) -> None:
+    curves.setdefault(name, {})[place] = value
+
+
+def draw(found: dict[str, Curves]) -> None:
+    """A panel for each axis, log-log, with a dotted line of slope 1."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, 4, figsize=(20, 9.5), constrained_layout=True)
+    for panel, (axis, curves) in zip(panels.flat, found.items(), strict=False):
+        for name, curve in curves.items():
+            places = [max(place, 1) for place in curve]
+            panel.plot(places, list(curve.values()), "o-", markersize=4, label=f"{name}, slope {slope(curve):.2f}")
+        low, high = min(places), max(places)
+        top = max(max(curve.values()) for curve in curves.values())
+        panel.plot([low, high], [top * low / high, top], "k:", linewidth=1, label="slope 1")
+        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="as the legend says")
+        panel.legend(fontsize=8)
+    for panel in list(panels.flat)[len(found) :]:
+        panel.axis("off")
+    figure.savefig(FIGURE, dpi=70)
+    print(f"\n{FIGURE}")
+
+
+if __name__ == "__main__":
+    process(Path(sys.argv[2]), int(sys.argv[3])) if sys.argv[1:2] == ["--process"] else main()
