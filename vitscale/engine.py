@@ -123,8 +123,8 @@ class Engine:
 
     def backward_and_step(self, loss: torch.Tensor) -> None:
         """One micro-step; the update happens at the last of `grad_accum`. `loss` is the micro-batch's mean."""
-        # A loss that is not finite may have gradients that are; they shall not be applied either.
-        self._engine.backward(loss * torch.where(loss.isfinite(), 1.0, torch.nan))
+        # A loss that is not finite may have gradients that are; they shall not be applied either (0 * inf = nan).
+        self._engine.backward(loss * (loss.detach() * 0 + 1))
         self._engine.step()
 
     def set_learning_rate(self, lr: float) -> None:
