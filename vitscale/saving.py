@@ -142,7 +142,11 @@ class Saver:
         world = self._world
         own = state.fingerprint, state.loss_sum, self._snapshot.num_bytes
         fingerprints, losses, sizes = zip(*world.gather(own), strict=True)
-        total = {"fingerprint": sum(fingerprints) % 2**64, "loss_sum": math.fsum(losses), "num_updates": self._engine.num_updates}
+        total = {
+            "fingerprint": sum(fingerprints) % 2**64,
+            "loss_sum": math.fsum(losses),
+            "num_updates": self._engine.num_updates,
+        }
         now = dataclasses.replace(state, scores=dict(state.scores), bad_steps=list(state.bad_steps), **total)
         save = Save(self._run.checkpoints / state.name, now, list(sizes))
         if world.is_main:

@@ -35,8 +35,7 @@ show RECIPE
 show RECIPE --json
 show RECIPE --run-dir
 show RECIPE DATA
-train RECIPE
-train RECIPE train.global_batch=none
+train RECIPE data.train.manifest={0}/none.json
 submit RECIPE --cluster CPU --dry-run
 sync {0}
 sweep RECIPE optim.lr=[1,2] runs={0} --show
