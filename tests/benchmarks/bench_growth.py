@@ -125,7 +125,7 @@ def lanes(folder: Path) -> Curves:
         found = {
             "a step's samples (ms)": order_step_ms(order),
             "start at any step (ms)": best_ms(lambda: order.view(0, number).step(random.getrandbits(30)), 3),
-            "memory of the order (MiB)": allocated_mib(lambda: begun(order)),
+            "memory of the order (MiB)": allocated_mib(lambda: begun(Order([scale.sizes()], number, number, BLOCK, seed=0))),
             f"a step of {LANES[-1]:,} samples (ms)": order_step_ms(Order([scale.sizes()], LANES[-1], number, BLOCK, 0), 8),
         }
         if number <= 4096:  # every image of the one shard is read again and again
@@ -411,16 +411,20 @@ def draw(found: dict[str, Curves]) -> None:
     """A panel for each axis, log-log, with a dotted line of slope 1."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(2, 4, figsize=(20, 9.5), constrained_layout=True)
+    figure, panels = plt.subplots(2, 4, figsize=(20, 12), constrained_layout=True)
     for panel, (axis, curves) in zip(panels.flat, found.items(), strict=False):
         for name, curve in curves.items():
-            places = [max(place, 1) for place in curve]
-            panel.plot(places, list(curve.values()), "o-", markersize=4, label=f"{name}, slope {slope(curve):.2f}")
-        low, high = min(places), max(places)
-        top = max(max(curve.values()) for curve in curves.values())
+            panel.plot(
+                [max(place, 1) for place in curve], [*curve.values()], "o-", ms=4, label=f"{name}, slope {slope(curve):.2f}"
+            )
+        places = sorted({max(place, 1) for curve in curves.values() for place in curve})
+        low, high, top = places[0], places[-1], max(max(curve.values()) for curve in curves.values())
         panel.plot([low, high], [top * low / high, top], "k:", linewidth=1, label="slope 1")
-        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="as the legend says")
-        panel.legend(fontsize=8)
+        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="in the unit of each curve")
+        ticks = places[:: 1 + len(places) // 9]
+        panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        panel.minorticks_off()
+        panel.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     for panel in list(panels.flat)[len(found) :]:
         panel.axis("off")
     figure.savefig(FIGURE, dpi=70)
