@@ -4,7 +4,6 @@ What a flaky network does is tried again (for about 90 s, and up to TIMEOUT_S fo
 again cannot change, a missing file or refused credentials, is a DataError at once. Errors never show a url's user or query.
 """
 
-import asyncio
 import concurrent.futures
 import functools
 import logging
@@ -130,11 +129,13 @@ def _operate(url: str, operation: str, *args: Any, num_bytes: int = 0, **options
     with _lock:
         system = _systems.get(scheme) or _systems.setdefault(scheme, _connect(scheme))
     timeout_s = TIMEOUT_S + num_bytes / SLOWEST_BYTES_PER_S
-    return _result(system.loop, asyncio.wait_for(getattr(system, f"_{operation}")(path, *args, **options), timeout_s))
+    return _result(system.loop, getattr(system, f"_{operation}")(path, *args, **options), timeout_s)
 
 
-def _result(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    future = asyncio.run_coroutine_threadsafe(work, loop)
+def _result(loop: Any, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    import asyncio  # local files do not need it, and it takes its time
+
+    future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, timeout_s), loop)
     try:
         while not concurrent.futures.wait([future], POLL_S).done:
             _pause(0)

@@ -1,7 +1,10 @@
 """docs/reference.md, every key of a recipe and of a cluster file: `python tests/config_reference.py` writes it."""
 
+import ast
+import inspect
 import types
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -74,7 +77,22 @@ def table(kind: type[Section], prefix: str = "") -> str:
 
 
 def keys(kind: type[Section], prefix: str) -> list[tuple[str, FieldInfo]]:
-    return [(".".join(filter(None, (prefix, field.alias or name))), field) for name, field in kind.model_fields.items()]
+    fields = {
+        name: FieldInfo.merge_field_infos(kind.model_fields[name], description=text) for name, text in helps(kind).items()
+    }
+    return [(".".join(filter(None, (prefix, field.alias or name))), field) for name, field in fields.items()]
+
+
+def helps(kind: type[Section]) -> dict[str, str]:
+    """The line below each field, "" where there is none. pydantic could give it, at each import: a tenth of every start."""
+    found = dict.fromkeys(kind.model_fields, "")
+    for section in (each for each in reversed(kind.__mro__) if issubclass(each, Section)):
+        (source,) = ast.parse(inspect.getsource(section)).body
+        for field, below in pairwise(source.body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    found[name] = text
+    return found
 
 
 def rows(fields: Any) -> str:

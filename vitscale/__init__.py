@@ -3,7 +3,6 @@
 `from vitscale import build_model, load_pretrained` is the public door; importing it loads no torch until a name is used.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +14,9 @@ __all__ = ["build_model", "load_pretrained"]
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return version("vitscale")
+        import importlib.metadata
+
+        return importlib.metadata.version("vitscale")
     if name in __all__:
         from vitscale import pretrained
 

@@ -1,6 +1,7 @@
 """`bad_steps.jsonl`: steps whose loss or gradient was not finite, and the images of each rank. Never applied."""
 
 import math
+from bisect import bisect_right
 from pathlib import Path
 
 from data_pipeline.loader import Batch
@@ -31,7 +32,7 @@ class BadSteps:
             self._log.add()
 
     def _note(self, bad: Settled, state: TrainState) -> None:
-        state.bad_steps = [*state.bad_steps, bad.step]
+        state.bad_steps.append(bad.step)
         with self._world.alone():
             samples = self._keys(bad.batch)
         ranks = self._world.gather({"rank": self._world.rank, "loss": bad.loss, "samples": samples})
@@ -48,7 +49,7 @@ class BadSteps:
         return [instead.get(keys[sample], keys[sample]) for sample in batch.slots.samples.tolist()]
 
     def _check(self, last: int, state: TrainState) -> None:
-        recent = [step for step in state.bad_steps if last - WINDOW < step <= last]
+        recent = state.bad_steps[bisect_right(state.bad_steps, last - WINDOW) :]
         if len(recent) >= self._limit:
             raise DivergedError(
                 f"train.max_bad_steps: {len(recent)} of the last {WINDOW:,} steps had a loss or gradient that was not finite; "

@@ -166,7 +166,7 @@ def run_submit(args: argparse.Namespace) -> None:
 def to_submit(recipe: str, overrides: list[str], where: "Cluster") -> tuple["RunConfig", "RunDir", str]:
     """Recipe, run directory and script of a job, if it can work."""
     from launcher import submit
-    from vitscale import plan, preflight
+    from vitscale import preflight
     from vitscale.rundir import RunDir
 
     cfg = submit.resolve(recipe, overrides, where)
@@ -174,7 +174,9 @@ def to_submit(recipe: str, overrides: list[str], where: "Cluster") -> tuple["Run
     preflight.check_launch(cfg, where.world_size, {})
     run_dir.check_free()
     run_dir.check(cfg)
-    if where.gpu:  # it takes torch, and seconds
+    if where.gpu:
+        from vitscale import plan  # it takes torch, and seconds
+
         plan.check_memory(cfg, where)
     return cfg, run_dir, submit.script(cfg, where, run_dir.path)
 
@@ -206,13 +208,15 @@ def run_sweep(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> None:
     """Resolved recipe and the arithmetic that follows from it."""
-    from vitscale import recipe, show
+    from vitscale import recipe
     from vitscale.rundir import RunDir
 
     cfg = recipe.load(args.recipe, args.overrides)
     if args.run_dir:
         print(RunDir(cfg).path)
         return
+    from vitscale import show
+
     numbers = show.derived(cfg, args.procs)
     layers = show.layers(cfg.model) if args.model else []
     if args.json:

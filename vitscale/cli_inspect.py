@@ -9,6 +9,7 @@ from vitscale.arguments import JSON, WORKERS, Commands, add, count, seed, shared
 if TYPE_CHECKING:
     from data_pipeline.manifest import Manifest
     from data_pipeline.order import Order
+    from vitscale.config import RunConfig
 
 MANIFEST_HELP = "manifest, as path or URL"
 LANES = shared("--lanes", type=count, metavar="L", help="default: G")
@@ -94,9 +95,9 @@ def run_data_peek(args: argparse.Namespace) -> None:
     import numpy as np
 
     from data_pipeline import manifest, peek, storage, stream
-    from vitscale import errors, recipe
+    from vitscale import errors
 
-    cfg = recipe.load(args.augment) if args.augment else None
+    cfg = _recipe(args.augment)
     shards = stream.Shards([manifest.read_manifest(location) for location in args.manifests])
     by_chance = np.random.default_rng(args.seed).choice(len(shards), min(args.count, len(shards)), replace=False)
     samples = args.sample or np.sort(by_chance).tolist()
@@ -105,6 +106,15 @@ def run_data_peek(args: argparse.Namespace) -> None:
     shown = peek.pictures(shards, samples, peek.Training(cfg.data, cfg.model.image_size, cfg.seed) if cfg else None)
     storage.write(args.out, peek.contact_sheet(shown, args.size))
     print(f"{args.out}: {len(shown)} pictures")
+
+
+def _recipe(path: str | None) -> "RunConfig | None":
+    """Where one is given: importing what reads it takes a third of the command's time."""
+    if path is None:
+        return None
+    from vitscale import recipe
+
+    return recipe.load(path)
 
 
 def run_data_stats(args: argparse.Namespace) -> None:
@@ -162,9 +172,8 @@ def _order(args: argparse.Namespace) -> "tuple[list[Manifest], Order]":
     from data_pipeline.errors import DataError
     from data_pipeline.manifest import read_manifest
     from data_pipeline.order import Order
-    from vitscale import recipe
 
-    cfg = recipe.load(args.recipe) if args.recipe else None
+    cfg = _recipe(args.recipe)
     data = cfg.data if cfg else OrderConfig.model_construct(train=())
     locations, weights = args.manifests or [source.manifest for source in data.train], data.source_weights
     if not locations or (weights and len(weights) != len(locations)):

@@ -190,14 +190,14 @@ def open_run(path: Path) -> tuple[RunConfig, RunDir]:
 
 def sync(path: Path) -> str:
     """Send what MLflow lacks of a run directory; returns the run's id."""
-    from vitscale.figures.due import draw_due
-
     cfg, run = open_run(path)
     run.check_free()  # a training sends its history itself
     delivery = Delivery(cfg, run)
     with mlflow_errors(delivery.uri), alone(run):
         delivery.round(ended(run))
         try:
+            from vitscale.figures.due import draw_due
+
             draw_due(path)
         except Exception as error:  # without the images, say, elsewhere
             say(f"warning: {path}: pictures that are due cannot be drawn: {reason(error)}")

@@ -68,14 +68,13 @@ def left(run: RunDir) -> str:
 def unsent(run: RunDir, mark: Mark) -> dict[str, list[int]]:
     """Files below `artifacts/` that MLflow lacks, with size and time of change. Hidden ones are being written."""
     found = {}
-    for path in sorted(run.artifacts.rglob("*")):
-        name = path.relative_to(run.artifacts)
-        if any(part.startswith(".") for part in name.parts):
-            continue  # before it is looked at: it may have its name by then
-        stat = path.lstat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        if S_ISREG(stat.st_mode) and mark.files.get(str(name)) != stamp:
-            found[str(name)] = stamp
+    for folder, folders, names in os.walk(run.artifacts):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (f"{folder}/{name}" for name in sorted(names) if not name.startswith(".")):
+            stat, name = os.lstat(path), path.removeprefix(f"{run.artifacts}/")
+            stamp = [stat.st_size, stat.st_mtime_ns]
+            if S_ISREG(stat.st_mode) and mark.files.get(name) != stamp:
+                found[name] = stamp
     return found
 
 
@@ -205,10 +204,15 @@ class Delivery:
             self._note(metrics=self._mark.metrics + sum(map(len, piece)))
 
     def _send_files(self) -> None:
-        for name, stamp in unsent(self._run, self._mark).items():
-            folder = str(Path(name).parent)
-            self._client.log_artifact(self._mark.run_id, str(self._run.artifacts / name), None if folder == "." else folder)
-            self._note(files={**self._mark.files, name: stamp})
+        sent: dict[str, list[int]] = {}
+        try:
+            for name, stamp in unsent(self._run, self._mark).items():
+                folder = str(Path(name).parent)
+                self._client.log_artifact(self._mark.run_id, str(self._run.artifacts / name), None if folder == "." else folder)
+                sent[name] = stamp
+        finally:  # once: the mark names all files, and there may be thousands
+            if sent:
+                self._note(files=self._mark.files | sent)
 
 
 def pieces(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

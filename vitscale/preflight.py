@@ -13,7 +13,6 @@ from vitscale.cadence import Cadence
 from vitscale.config import RunConfig, grad_accum
 from vitscale.errors import LaunchError, RecipeError
 from vitscale.rundir import RunDir
-from vitscale.source import fetch_init
 from vitscale.tracking import tracking_uri
 
 IMAGE_BYTES = 110_000  # of an ImageNet JPEG; used where no manifest tells
@@ -44,6 +43,8 @@ def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> None:
             manifest.check()
             manifest.check_labels(len(manifest.classes) or manifest.num_labels)
     if cfg.init:
+        from vitscale.source import fetch_init
+
         fetch_init(cfg.init, cfg.model, run.init, tracking_uri(cfg.tracking, cfg.runs))
 
 

@@ -7,9 +7,6 @@ import time
 from datetime import timedelta
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
 LINE_EVERY_S = 5.0
 
 
@@ -24,6 +21,9 @@ class TrainProgress:
     """The course of a run from `start` to `total` steps. With `show` false it does nothing."""
 
     def __init__(self, name: str, start: int, total: int, show: bool) -> None:
+        from rich.console import Console  # every command imports this file, for `say`
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
         self._name, self._total, self._show, self._last = name, total, show, 0.0
         columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
         self._bar = Progress(*columns, console=Console(file=sys.stdout), disable=not (show and sys.stdout.isatty()))

@@ -5,6 +5,7 @@ of its SHA-256 beside it. When all notes are there rank 0's thread puts the whol
 hidden name, SHA256SUMS last, then the rename that makes the checkpoint exist. Threads never talk through collectives.
 """
 
+import dataclasses
 import json
 import math
 import shutil
@@ -27,7 +28,7 @@ from vitscale.modelinfo import AVERAGED, WEIGHTS
 from vitscale.progress import say
 from vitscale.retention import prune
 from vitscale.rundir import RunDir, replace_text
-from vitscale.state import Scores, TrainState
+from vitscale.state import TrainState
 from vitscale.sums import fsync, write_sums
 from vitscale.weights import sharded
 from vitscale.weights.files import METADATA
@@ -94,8 +95,7 @@ class Save(NamedTuple):
     """One checkpoint on its way."""
 
     final: Path
-    state: str
-    scores: Scores
+    state: TrainState  # a copy: training goes on with its own
     rank_bytes: list[int]
 
     @property
@@ -142,9 +142,13 @@ class Saver:
         world = self._world
         own = state.fingerprint, state.loss_sum, self._snapshot.num_bytes
         fingerprints, losses, sizes = zip(*world.gather(own), strict=True)
-        total = {**vars(state), "fingerprint": sum(fingerprints) % 2**64, "loss_sum": math.fsum(losses)}
-        total["num_updates"] = self._engine.num_updates
-        save = Save(self._run.checkpoints / state.name, TrainState(**total).dump(), dict(state.scores), list(sizes))
+        total = {
+            "fingerprint": sum(fingerprints) % 2**64,
+            "loss_sum": math.fsum(losses),
+            "num_updates": self._engine.num_updates,
+        }
+        now = dataclasses.replace(state, scores=dict(state.scores), bad_steps=list(state.bad_steps), **total)
+        save = Save(self._run.checkpoints / state.name, now, list(sizes))
         if world.is_main:
             try:
                 self._prepare(save)
@@ -203,7 +207,7 @@ class Saver:
             for file, kind in self._whole.items():
                 sums |= sharded.write(save.partial, file, self._engine.shapes, partial(whole, pieces, kind), metadata)
         fault.at("save.weights")
-        (save.partial / "state.json").write_text(save.state)
+        (save.partial / "state.json").write_text(save.state.dump())
         for path in (self._run.model_info, self._run.recipe):
             shutil.copyfile(path, save.partial / path.name)
         write_sums(save.partial, sums)
@@ -215,7 +219,7 @@ class Saver:
         fault.at("save.renamed")
         try:
             self._run.write_status(checkpoint=int(save.final.name.removeprefix("step_")))
-            prune(save.final.parent, self._config, self._keep_every, save.scores)
+            prune(save.final.parent, self._config, self._keep_every, save.state.scores)
         except OSError as error:  # it is written, and an old one that stays harms nothing
             say(f"warning: {save.final}: is complete, but tidying up failed ({error})")
         fault.at("save.pruned")

@@ -1,6 +1,7 @@
 """Who may import whom. Read from the source, so that an import inside a function counts too."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,25 @@ def test_the_public_door_opens_when_used():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "AttributeError: module 'vitscale' has no attribute 'none'" in done.stderr
+
+
+HEAVY = {"torch", "deepspeed", "mlflow", "matplotlib", "rich", "asyncio"}
+
+
+@pytest.mark.parametrize(
+    ("command", "unneeded"),
+    [
+        ("show recipes/demo/pretrain.yaml", HEAVY),
+        ("show recipes/demo/pretrain.yaml --run-dir", HEAVY | {"numpy"}),
+        ("train recipes/demo/pretrain.yaml data.train.manifest=none", HEAVY),
+        ("submit recipes/demo/pretrain.yaml --cluster recipes/clusters/cpu.yaml --dry-run", HEAVY),
+        ("sync none", HEAVY),
+        ("data simulate --samples 1e4 --shards 10 --ranks 2 --global-batch 16", HEAVY),
+    ],
+)
+def test_a_command_imports_what_it_needs(command, unneeded):
+    words = [sys.executable, "-X", "importtime", "-m", "vitscale.cli", *command.split()]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    loaded = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
+    assert "vitscale.arguments" in loaded
+    assert not top(loaded) & unneeded

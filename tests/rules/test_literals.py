@@ -5,6 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from config_reference import helps
 
 from data_pipeline.config import AugmentConfig, DataConfig, Section
 from data_pipeline.crop import resize
@@ -60,4 +61,4 @@ def sections(section):
 def test_every_field_of_a_recipe_has_its_help():
     found = sections(RunConfig)
     assert {"RunConfig", "AugmentConfig", "SourceConfig", "Duration", "PublishConfig"} <= {s.__name__ for s in found}
-    assert [f"{s.__name__}.{name}" for s in found for name, field in s.model_fields.items() if not field.description] == []
+    assert [f"{s.__name__}.{name}" for s in found for name, text in helps(s).items() if not text] == []

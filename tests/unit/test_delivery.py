@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from launching import vitscale
 from mlflow import MlflowClient
+from work import calls
 
 from vitscale import recipe
 from vitscale.courier import sync
@@ -186,6 +187,17 @@ def test_files_arrive_under_their_path_and_again_when_they_change(run):
     deliver(run)
     assert (at / "eval/step_1/per class.csv").read_text() == "two"
     assert left(run) == ""
+
+
+def test_the_mark_which_names_all_files_is_written_once_for_many(run):
+    def marks(number):
+        for name in range(number):
+            replace_text(run.artifacts / f"{number}-{name}.txt", "new")
+        delivery = Delivery(recipe.load(run.recipe), run)
+        return calls(Delivery._note, lambda: delivery.round("RUNNING"))
+
+    marks(1)  # makes the run
+    assert marks(2) == marks(20)
 
 
 def test_files_that_get_their_names_meanwhile_are_no_error(run):

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from vitscale.saving import Save, shares
+from vitscale.state import TrainState
 from vitscale.weights.sharded import write_file
 
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
     """Two ranks' parts with their notes."""
-    save = Save(tmp_path / "step_00000001", "{}", {}, [10, 20])
+    save = Save(tmp_path / "step_00000001", TrainState(), [10, 20])
     engine = save.partial / "engine"
     engine.mkdir(parents=True)
     for rank, num_bytes in enumerate(save.rank_bytes):
