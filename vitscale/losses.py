@@ -12,6 +12,8 @@ from data_pipeline.order import Slots, fingerprint
 from vitscale.state import TrainState
 from vitscale.world import World
 
+HASH_STEPS = 64  # hashed together, at most
+
 
 class Reading:
     """This rank's loss and the global norm of the gradient, on their way to the host."""
@@ -81,6 +83,8 @@ class Losses:
             assert batch
             settled.append(Settled(step + 1, batch, loss, grad_norm))
             self._take_in(settled[-1], state)
+        if len(self._not_hashed) >= HASH_STEPS:
+            self.hash(state)
         return settled
 
     def _take_in(self, made: Settled, state: TrainState) -> None:

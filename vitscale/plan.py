@@ -56,7 +56,8 @@ def check_memory(cfg: RunConfig, cluster: Cluster) -> None:
     clusters.check(cfg, cluster)
     if cluster.gpu is None:
         return
-    stage, held, device = cfg.hardware.zero_stage, activations(cfg), DEVICES[cluster.gpu]
+    stage = cfg.hardware.zero_stage if cluster.world_size > 1 else 0
+    held, device = activations(cfg), DEVICES[cluster.gpu]
     found = layout(cfg, cluster, stage, micro_batch(cfg, cluster.world_size), held)
     if not found.fits:
         largest = largest_fitting(cfg, cluster, stage, held)
@@ -70,12 +71,13 @@ def check_memory(cfg: RunConfig, cluster: Cluster) -> None:
 
 
 def plan(cfg: RunConfig, cluster: Cluster) -> dict[str, Any]:
-    """All numbers by name; `layouts` has one entry per ZeRO stage, the recommended one is `recommended`."""
+    """All numbers by name; `layouts` has one entry per ZeRO stage (one process has nothing to shard), the recommended one is
+    `recommended`."""
     clusters.check(cfg, cluster)
     if cluster.gpu is None:
         raise RecipeError(f"plan: the cluster file names no gpu; add `gpu: h200`, or another of {', '.join(DEVICES)}")
     ranks, held = cluster.world_size, activations(cfg)
-    layouts = [best_layout(cfg, cluster, stage, held) for stage in range(4)]
+    layouts = [best_layout(cfg, cluster, stage, held) for stage in range(4 if ranks > 1 else 1)]
     chosen, count = recommend(layouts), num_parameters(cfg.model)
     numbers = show.derived(cfg, ranks)
     step_s, steps = chosen.step_s if chosen else None, numbers["steps"]
