@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitscale.config import HardwareConfig, OptimConfig
 from vitscale.errors import LaunchError
+from vitscale.model import attention
 from vitscale.model.resnet import BiTUnit, Unit
 from vitscale.model.vit import Block
 from vitscale.optim import DTYPES, Pieces, Replicated, build_optimizer, fresh_state, set_learning_rate, state_kinds
@@ -58,6 +59,7 @@ class Engine:
         self.world, self.stage, self.optim = world, hardware.zero_stage, optim
         self.dtype, self.micro_batch, self.grad_accum = DTYPES[hardware.precision], micro_batch, grad_accum
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}  # full ones, under ZeRO-3 too
+        attention.choose(model, world.device, self.dtype)
         prepare(model, hardware)
         if self.stage == 0:
             model.to(world.device, self.dtype)

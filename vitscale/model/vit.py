@@ -7,6 +7,7 @@ width d, L blocks, K classes. A grid is (patches down, patches across). Sharding
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitscale.model.config import Grid, ViTConfig
 from vitscale.model.heads import AttentionPool, Head, PreLogits
@@ -130,6 +131,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.kernel: SDPBackend | None = None  # None = torch chooses; attention.py
         self.qkv = xavier_linear(width, width, copies=3)
         self.out = xavier_linear(width, width)
 
@@ -140,7 +142,11 @@ class Attention(nn.Module):
         bias_BhNN = None
         if keys_NNd is not None:
             bias_BhNN = torch.einsum("bhnd,nmd->bhnm", q_BhNd * q_BhNd.shape[-1] ** -0.5, keys_NNd)
-        mixed_BhNd = F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, attn_mask=bias_BhNN)
+        if self.kernel is None or bias_BhNN is not None:  # few kernels take a bias
+            mixed_BhNd = F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, attn_mask=bias_BhNN)
+        else:
+            with sdpa_kernel([self.kernel, SDPBackend.MATH]):
+                mixed_BhNd = F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd)
         return self.out(mixed_BhNd.transpose(1, 2).flatten(2))
 
 
