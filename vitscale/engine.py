@@ -212,7 +212,8 @@ def prepare(model: nn.Module, hardware: HardwareConfig) -> None:
     blocks = (module for module in model.modules() if isinstance(module, BLOCKS))
     for number, block in enumerate(blocks):
         if hardware.compile:  # before the line below, whose result dynamo leaves alone
-            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+            # A graph for each batch size: of one for all, which size came first would decide, and a restart may change that.
+            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
         if hardware.activation_checkpointing and number % hardware.activation_checkpointing == 0:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 

@@ -100,7 +100,7 @@ def train_step(engine: Engine, batch: Batch, cfg: RunConfig, state: TrainState, 
 @functools.cache
 def preparation(compiled: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """`prepare`; compiled into one pass over the pixels instead of a dozen, equal to rounding."""
-    return torch.compile(prepare) if compiled else prepare
+    return torch.compile(prepare, dynamic=False) if compiled else prepare
 
 
 def take_in(state: TrainState, batch: Batch, global_batch: int, rank: int) -> None:

@@ -77,6 +77,34 @@ def test_compiled_blocks_equal_eager_ones_to_rounding(every):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize(("first", "dtype"), [("training", torch.float32), ("evaluation", torch.bfloat16)])
+def test_all_blocks_share_one_graph_for_training_and_one_for_evaluation(first, dtype):
+    """Whichever comes first, each is made for its own batch size: a resumed run may have to evaluate before it trains."""
+    cfg = vit(depth=12, drop_path=0.3, layer_scale=0.1)
+    model = randomised(cfg).to(dtype)
+    prepare(model, HardwareConfig(compile=True))
+    images = random_images(cfg, batch=6).to(dtype)
+    torch._dynamo.reset()
+    counters.clear()
+
+    def train(batch=6):
+        model.train()(images[:batch]).square().mean().backward()
+
+    def evaluate():
+        with torch.no_grad():
+            model.eval()(images[:5])
+
+    for use in (train, evaluate, train) if first == "training" else (evaluate, train, evaluate):
+        use()
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    train(4)
+    train(3)
+    assert counters["stats"]["unique_graphs"] == 4, "a graph serves several batch sizes"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("augment", [{}, {"mixup": 0.2, "cutmix": 1.0, "erase": 0.25}], ids=["plain", "mixed"])
 def test_compiled_preparation_equals_the_eager_one_to_rounding(augment, dtype):
