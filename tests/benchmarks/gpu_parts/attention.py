@@ -46,7 +46,7 @@ def run_shape(shape: Shape, setting: Setting, seconds: float) -> Iterator[Row]:
             warnings.simplefilter("ignore")  # torch tells why a kernel is refused
             allowed = [name for name in KERNELS if is_right(name, shape, setting)]
             actions = {name: action(name, shape, setting) for name in allowed}
-            times = clock.taking_turns(actions, setting.device, seconds / 2, times=3)
+            times = clock.taking_turns(actions, setting.device, seconds / 2, 2 if setting.tiny else 10, times=3)
             chosen = min(times, key=lambda name: clock.median(times[name]), default="")
             row: Row = {"head width": shape.width, "tokens": shape.tokens, "mode": mode, "torch takes": default(shape, setting)}
             row |= {f"{name} ms": clock.median(times[name]) * 1e3 if name in times else None for name in KERNELS}

@@ -89,12 +89,12 @@ def _host_seconds(action: Callable[[], object]) -> float:
 def taking_turns(
     actions: dict[str, Callable[[], object]], device: torch.device, seconds: float, most: int = 10, times: int = 4
 ) -> dict[str, list[float]]:
-    """Seconds of every action, in rounds until time is up, two at least; after each change of turn one call is not counted."""
+    """Seconds of every action, in rounds until time is up, one at least; after each change of turn one call is not counted."""
     found: dict[str, list[float]] = {name: [] for name in actions}
     begin = time.monotonic()
     for number in range(most):
         spent = time.monotonic() - begin
-        if number >= 2 and spent * (number + 1) / number > seconds:
+        if number and spent * (number + 1) / number > seconds:
             break
         for name, action in actions.items():
             action()

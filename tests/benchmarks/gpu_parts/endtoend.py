@@ -13,7 +13,7 @@ from data_pipeline.loader import Batch
 from gpu_parts import clock
 from gpu_parts.clock import Row, Setting
 from vitscale.cadence import Cadence
-from vitscale.config import RunConfig
+from vitscale.config import HardwareConfig, RunConfig
 from vitscale.courier import Tracker
 from vitscale.engine import import_deepspeed
 from vitscale.loop import Losses, fit, train_step
@@ -46,15 +46,16 @@ TINY_PLANS = {"tiny@32": Plan(SMALL, 16, 5, 2, 12)}
 def run(setting: Setting) -> Iterator[Row]:
     os.environ.setdefault("LOCAL_RANK", "0")
     plans = TINY_PLANS if setting.tiny else PLANS
-    with tempfile.TemporaryDirectory() as folder:
-        photos = 64 if setting.tiny else 1024
-        make(Path(folder) / "photos", photos, restart_blocks=4)
+    hardware = HardwareConfig(device=setting.device.type)
+    with tempfile.TemporaryDirectory() as folder, World(hardware, seed=0) as world:
+        import_deepspeed(world.device.type)
+        make(Path(folder) / "photos", 64 if setting.tiny else 1024, restart_blocks=4)
         for name, plan in plans.items():
             if setting.left_s < (2 if setting.tiny else 25):
                 yield {"model": name, "note": "out of time"}
                 continue
             cfg = recipe(name.partition("@")[0].replace("/", ""), plan, Path(folder), setting)
-            for row in run_plan(cfg, plan, setting):
+            for row in run_plan(cfg, plan, setting, world):
                 yield {"model": name, **row}
             clock.free(setting.device)
 
@@ -72,19 +73,17 @@ def recipe(name: str, plan: Plan, folder: Path, setting: Setting) -> RunConfig:
     return RunConfig.model_validate({**values, "hardware": hardware})
 
 
-def run_plan(cfg: RunConfig, plan: Plan, setting: Setting) -> Iterator[Row]:
-    with World(cfg.hardware, cfg.seed) as world:
-        import_deepspeed(world.device.type)
-        run = RunDir(cfg)
-        open_run(run, cfg, world)
-        with Tracker(cfg, run, world.is_main) as tracker:
-            training = Training(cfg, run, tracker, world)
-            yield training.rates(plan, setting)
-            if plan.stalls and setting.left_s > (2 if setting.tiny else 35):
-                yield training.stalls(plan)
-            elif plan.stalls:
-                yield {"what": "step times with checkpoints and tracking", "note": "out of time"}
-        run.release()
+def run_plan(cfg: RunConfig, plan: Plan, setting: Setting, world: World) -> Iterator[Row]:
+    run = RunDir(cfg)
+    open_run(run, cfg, world)
+    with Tracker(cfg, run, world.is_main) as tracker:
+        training = Training(cfg, run, tracker, world)
+        yield training.rates(plan, setting)
+        if plan.stalls and setting.left_s > (2 if setting.tiny else 35):
+            yield training.stalls(plan)
+        elif plan.stalls:
+            yield {"what": "step times with checkpoints and tracking", "note": "out of time"}
+    run.release()
 
 
 class Training:

@@ -1,6 +1,7 @@
 """The largest micro-batch with and without activation checkpointing, beside what vitscale/memory.py says of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,24 +68,26 @@ def measured(case: Case, mode: dict[str, Any], setting: Setting, world: World) -
             *batch(case.config, 1, setting.dtype, setting.device)
         )
         return {"note": "memory is counted on GPUs alone"}
-    step = ours(case.config, setting, world, STAGE, **mode)
-    small, large = (peak(step, case, size, setting) for size in SIZES)
+    make = partial(ours, case.config, setting, world, STAGE, **mode)
+    small, large = peaks(make, case, SIZES, setting)
     if small is None or large is None:
         return {"note": f"out of memory at {SIZES[1]}"}
     per_image = (large - small) / (SIZES[1] - SIZES[0])
     about = SIZES[1] + (total(setting) - large) / per_image
-    fitting = (size for factor in SMALLER if peak(step, case, size := int(about * factor), setting) is not None)
-    found = {f"measured GiB at {SIZES[1]}": large / GIB, "MiB per image": per_image / 2**20}
-    largest = next(fitting, None)
+    sizes = [int(about * factor) for factor in SMALLER]
+    largest = next((size for size in sizes if setting.left_s > 3 and peaks(make, case, (size,), setting)[0] is not None), None)
+    return {"measured largest": largest, f"measured GiB at {SIZES[1]}": large / GIB, "MiB per image": per_image / 2**20}
+
+
+def peaks(make: Callable[[], Step], case: Case, sizes: Sequence[int], setting: Setting) -> list[int | None]:
+    """Most bytes held at a time in a step of so many images; None = more than there is, which ends the engine's use."""
+    step, found = make(), list[int | None]()
+    for images in sizes:
+        clock.free(setting.device)
+        inputs = batch(case.config, images, setting.dtype, setting.device)
+        enough = clock.fits(lambda step=step, inputs=inputs: [step(*inputs), step(*inputs)], setting.device)
+        found.append(clock.allocated(setting.device, peak=True) if enough else None)
+        del inputs
     del step
     clock.free(setting.device)
-    return {"measured largest": largest, **found}
-
-
-def peak(step: Step, case: Case, images: int, setting: Setting) -> int | None:
-    """Most bytes held at a time in a step; None = more than there is."""
-    clock.free(setting.device)
-    inputs = batch(case.config, images, setting.dtype, setting.device)
-    if not clock.fits(lambda: step(*inputs), setting.device):
-        return None
-    return clock.allocated(setting.device, peak=True)
+    return found

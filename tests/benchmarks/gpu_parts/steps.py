@@ -24,6 +24,7 @@ class Entry:
 
     name: str
     make: Callable[[], Step]
+    after: str = ""  # the entry, not compiled or not deterministic, whose best micro-batch its search begins with
     deterministic: bool = False
     step: Step | None = None
     rest: int = 0  # bytes it holds between steps
@@ -57,8 +58,8 @@ def entries(case: Case, setting: Setting, world: World, missing: dict[str, str])
         if name not in missing:
             for compiled in (False, True):
                 make = partial(fastest_peer, name, case, setting, compiled)
-                found.append(Entry(f"{name} + compile" if compiled else name, make))
-    return [*found, Entry("ours, deterministic", mine, deterministic=True)]
+                found.append(Entry(f"{name} + compile", make, after=name) if compiled else Entry(name, make))
+    return [*found, Entry("ours, deterministic", mine, after="ours", deterministic=True)]
 
 
 def fastest_peer(name: str, case: Case, setting: Setting, compiled: bool) -> Bare:
@@ -79,12 +80,17 @@ def fastest_peer(name: str, case: Case, setting: Setting, compiled: bool) -> Bar
 def run_case(case: Case, tried: list[Entry], setting: Setting, seconds: float, matmul: float) -> Iterator[Row]:
     torch._dynamo.reset()
     begin = setting.left_s
+    best: dict[str, int] = {}
     for number, entry in enumerate(tried):
         room = 0.75 * seconds - (begin - setting.left_s)  # the rest is for the turns
-        search(entry, case, setting, room / (len(tried) - number))
+        if setting.left_s > (1 if setting.tiny else 12):
+            search(entry, best.get(entry.after, case.start), case, setting, room / (len(tried) - number))
+        if entry.rates:
+            best[entry.name] = entry.best
     ready = {entry.name: entry for entry in tried if entry.rates}
     actions = {name: turn(entry, case, setting) for name, entry in ready.items()}
-    times = clock.taking_turns(actions, setting.device, seconds - (begin - setting.left_s), times=2 if setting.tiny else 4)
+    left_s, most = seconds - (begin - setting.left_s), 2 if setting.tiny else 10
+    times = clock.taking_turns(actions, setting.device, left_s, most)
     rates = {name: entry.best / clock.median(times[name]) for name, entry in ready.items()}
     for entry in tried:
         yield row(case, entry, times.get(entry.name, []), rates, matmul)
@@ -94,9 +100,9 @@ def run_case(case: Case, tried: list[Entry], setting: Setting, seconds: float, m
     clock.free(setting.device)
 
 
-def search(entry: Entry, case: Case, setting: Setting, seconds: float) -> None:
+def search(entry: Entry, start: int, case: Case, setting: Setting, seconds: float) -> None:
     """The micro-batch of most images/s: from `start` up while that gains, else down; until time or memory is up."""
-    begin, size = setting.left_s, case.start
+    begin, size = setting.left_s, start
     while size >= 1 and size not in entry.rates:
         rate = try_size(entry, case, size, setting)
         took = begin - setting.left_s
@@ -111,10 +117,10 @@ def search(entry: Entry, case: Case, setting: Setting, seconds: float) -> None:
         if setting.tiny or took * (1 + 1 / len(entry.rates)) > seconds:  # the next would take as long
             entry.note = entry.note or f"tried {', '.join(map(str, sorted(entry.rates)))}"
             return
-        if gains and size >= case.start:
+        if gains and size >= start:
             size *= 2
-        elif size > case.start and len(entry.rates) == 2:
-            size = case.start // 2
+        elif size > start and len(entry.rates) == 2:
+            size = start // 2
         else:
             break
     entry.note = entry.note or f"tried {', '.join(map(str, sorted(entry.rates)))}"
@@ -129,14 +135,16 @@ def try_size(entry: Entry, case: Case, size: int, setting: Setting) -> float | N
         with determinism(entry.deterministic):
             if entry.step is None:
                 entry.step = entry.make()
-                entry.rest = clock.allocated(setting.device) - before
             images, labels = batch(case.config, size, setting.dtype, setting.device)
             step = entry.step
             step(images, labels)  # compiles
             step(images, labels)
             seconds.extend(clock.seconds_of(lambda: step(images, labels), setting.device, 1 if setting.tiny else 3))
 
+    fresh = entry.step is None
     if clock.fits(attempt, setting.device):
+        clock.free(setting.device)
+        entry.rest = clock.allocated(setting.device) - before if fresh else entry.rest
         return size / clock.median(seconds)
     entry.step = None
     clock.free(setting.device)

@@ -36,7 +36,7 @@ def run_size(size: int, steps: dict[str, Step], setting: Setting, seconds: float
         if not clock.fits(action, setting.device):
             yield {"micro-batch": size, "note": "out of memory"}
             return
-    times = clock.taking_turns(actions, setting.device, seconds - (begin - setting.left_s), times=5)
+    times = clock.taking_turns(actions, setting.device, seconds - (begin - setting.left_s), 2 if setting.tiny else 10, times=5)
     bare = clock.median(times["bare loop"])
     for name, values in times.items():
         found = clock.median(values)
