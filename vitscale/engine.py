@@ -230,7 +230,13 @@ def deepspeed_config(
         "gradient_clipping": 0.0 if replicated else optim.clip_norm,
         # The overflow check would wait for the device, too.
         "bf16": {"enabled": hardware.precision == "bf16" and not replicated, "check_grad_overflow": False},
-        "zero_optimization": {"stage": hardware.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket},
+        "zero_optimization": {
+            "stage": hardware.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            # Stage 3's own linear layer tells weights by their numbers: each block would be compiled anew, and after 8 none.
+            "memory_efficient_linear": not hardware.compile,
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }

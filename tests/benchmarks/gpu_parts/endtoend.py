@@ -83,6 +83,7 @@ def run_plan(cfg: RunConfig, plan: Plan, setting: Setting, world: World) -> Iter
             yield training.stalls(plan)
         elif plan.stalls:
             yield {"what": "step times with checkpoints and tracking", "note": "out of time"}
+        training.engine._engine.destroy()  # its hooks would keep it
     run.release()
 
 

@@ -8,7 +8,7 @@ import torch
 
 from gpu_parts import clock
 from gpu_parts.clock import GIB, Row, Setting
-from gpu_parts.models import EMA, Case, Step, alone, batch, cases, ours
+from gpu_parts.models import EMA, Case, Step, alone, batch, cases, ours, release
 from vitscale import memory
 from vitscale.config import RunConfig
 from vitscale.devices import USABLE
@@ -88,6 +88,7 @@ def peaks(make: Callable[[], Step], case: Case, sizes: Sequence[int], setting: S
         enough = clock.fits(lambda step=step, inputs=inputs: [step(*inputs), step(*inputs)], setting.device)
         found.append(clock.allocated(setting.device, peak=True) if enough else None)
         del inputs
+    release(step)
     del step
     clock.free(setting.device)
     return found

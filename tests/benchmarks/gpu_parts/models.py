@@ -103,6 +103,12 @@ def ours(config: ViTConfig, setting: Setting, world: World, stage: int = 1, ema:
     return step
 
 
+def release(step: Any) -> None:
+    """DeepSpeed's hooks hold an engine, which nobody else needs any more, until they are told."""
+    if engine := getattr(step, "engine", None):
+        engine._engine.destroy()
+
+
 class Bare:
     """A training step in plain torch: fused AdamW on fp32 weights, clipping and averaging by torch's foreach operations.
 

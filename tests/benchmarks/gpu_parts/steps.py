@@ -9,7 +9,7 @@ import torch
 
 from gpu_parts import clock
 from gpu_parts.clock import GIB, Row, Setting
-from gpu_parts.models import PEERS, Bare, Case, Step, alone, batch, cases, determinism, missing_peers, ours, peer
+from gpu_parts.models import PEERS, Bare, Case, Step, alone, batch, cases, determinism, missing_peers, ours, peer, release
 from vitscale.meter import measure_flops
 from vitscale.model.flops import train_flops
 from vitscale.world import World
@@ -95,6 +95,7 @@ def run_case(case: Case, tried: list[Entry], setting: Setting, seconds: float, m
     for entry in tried:
         yield row(case, entry, times.get(entry.name, []), rates, matmul)
     for entry in tried:
+        release(entry.step)
         entry.step = None
     actions.clear()
     clock.free(setting.device)
@@ -146,6 +147,7 @@ def try_size(entry: Entry, case: Case, size: int, setting: Setting) -> float | N
         clock.free(setting.device)
         entry.rest = clock.allocated(setting.device) - before if fresh else entry.rest
         return size / clock.median(seconds)
+    release(entry.step)
     entry.step = None
     clock.free(setting.device)
     return None
