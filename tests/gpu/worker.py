@@ -103,7 +103,7 @@ def steps(world: World, precision: str) -> dict:
         images = torch.ones(BATCH // 2, 3, 32, 32, dtype=whole.engine.dtype, device=world.device)
         for _ in range(whole.engine.grad_accum):
             whole.engine.backward_and_step(whole.engine(images).float().square().mean() * float("nan"))
-        unchanged = whole.digest() == before and bool(whole.engine.grad_norm.isnan())
+        unchanged = whole.digest() == before and not bool(whole.engine.grad_norm.isfinite())
         found[stage] = {"losses": losses, "same": same, "exact": exact, "unchanged": unchanged}
     return found
 
