@@ -41,12 +41,17 @@ class Batch:
 
     def split(self, size: int) -> Iterator["Batch"]:
         """Micro-batches of `size` slots."""
+        if size == len(self.labels_B):
+            yield self
+            return
         for start in range(0, len(self.labels_B), size):
             part = slice(start, start + size)
             yield self._each(operator.itemgetter(part), Slots(*(column[part] for column in self.slots)))
 
     def to(self, device: torch.device) -> "Batch":
         """On the device; copies from pinned memory do not wait."""
+        if device.type == "cpu":
+            return self
         return self._each(lambda tensor: tensor.to(device, non_blocking=True), self.slots)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor], slots: Slots) -> "Batch":
@@ -140,6 +145,14 @@ def _empty(slots: Slots, mix: np.ndarray, cut: np.ndarray, weight: np.ndarray, s
         cut_B4=known(cut),
         weight_B=known(weight),
         slots=slots,
+    )
+
+
+def blank(count: int, size: int) -> Batch:
+    """A batch of no images."""
+    slots = Slots(*np.zeros((2, count), np.int64))
+    return _empty(
+        slots, np.ones(count, np.float32), np.zeros((count, 4), np.int32), np.zeros(count, np.float32), size, pin=False
     )
 
 

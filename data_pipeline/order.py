@@ -201,13 +201,13 @@ class RepeatedView:
         return Slots(epochs[places] * self.repeated + nth, samples[places])
 
 
-def fingerprint(slots: Slots, first_position: int) -> int:
+def fingerprint(slots: Slots, positions: np.ndarray) -> int:
     """A hash of which sample stands in which slot: the sum, modulo 2^64, of one mixed word per slot.
 
-    `first_position` is the global number (step * global_batch + slot) of the first slot. Sums of disjoint slots add up, so
-    ranks hash what they consumed and the total does not depend on how many there are.
+    `positions` are the slots' global numbers, step * global_batch + slot. Sums of disjoint slots add up, so ranks hash what
+    they consumed and the total does not depend on how many there are.
     """
-    mixed = splitmix64(np.arange(first_position, first_position + len(slots.samples)) + GOLDEN)
+    mixed = splitmix64(positions + GOLDEN)
     for column in slots:
         mixed = splitmix64((mixed ^ column) + GOLDEN)
     return int(mixed.sum()) & 2**64 - 1

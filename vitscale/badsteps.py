@@ -1,26 +1,17 @@
 """`bad_steps.jsonl`: steps whose loss or gradient was not finite, and the images of each rank. Never applied."""
 
-from collections import deque
+import math
 from pathlib import Path
-from typing import NamedTuple
 
 from data_pipeline.loader import Batch
 from data_pipeline.stream import Shards
 from vitscale.errors import DivergedError
 from vitscale.history import Log
+from vitscale.losses import Settled
 from vitscale.state import TrainState
 from vitscale.world import World
 
 WINDOW = 1000
-
-
-class BadStep(NamedTuple):
-    """Numbers that are not all finite."""
-
-    step: int
-    loss: float  # of the global batch
-    grad_norm: float
-    rank_loss: float  # of this rank's share
 
 
 class BadSteps:
@@ -28,28 +19,28 @@ class BadSteps:
 
     def __init__(self, path: Path, limit: int, shards: Shards, world: World, step: int) -> None:
         self._path, self._limit, self._shards, self._world = path, limit, shards, world
-        self._seen = deque[tuple[int, Batch]](maxlen=2)  # numbers reach the host one step late
         self._log = Log(path) if world.is_main else None
         if self._log:
             self._log.forget_after(step)
 
-    def note(self, step: int, batch: Batch) -> None:
-        """What this rank saw in the step that ended as number `step`."""
-        self._seen.append((step, batch))
-
-    def settle(self, found: list[BadStep], state: TrainState) -> None:
-        """Note each, and what has found no room so far; DivergedError when there were too many of late."""
-        for bad in found:
-            with self._world.alone():
-                samples = self._keys(dict(self._seen)[bad.step])
-            ranks = self._world.gather({"rank": self._world.rank, "loss": str(bad.rank_loss), "samples": samples})
-            numbers = {"step": bad.step, "loss": str(bad.loss), "grad_norm": str(bad.grad_norm), "ranks": ranks}
-            with self._world.alone():
-                if self._log:
-                    self._log.add(numbers)
-                    self._check(bad.step, state)
+    def note(self, made: Settled, state: TrainState) -> None:
+        """Note a step that is bad, and what has found no room so far; DivergedError when there were too many of late."""
+        if not math.isfinite(made.grad_norm):
+            self._note(made, state)
         if self._log:
             self._log.add()
+
+    def _note(self, bad: Settled, state: TrainState) -> None:
+        state.bad_steps = [*state.bad_steps, bad.step]
+        with self._world.alone():
+            samples = self._keys(bad.batch)
+        ranks = self._world.gather({"rank": self._world.rank, "loss": bad.loss, "samples": samples})
+        loss = sum(rank["loss"] for rank in ranks) / len(ranks)
+        told = [{**rank, "loss": str(rank["loss"])} for rank in ranks]
+        with self._world.alone():
+            if self._log:
+                self._log.add({"step": bad.step, "loss": str(loss), "grad_norm": str(bad.grad_norm), "ranks": told})
+                self._check(bad.step, state)
 
     def _keys(self, batch: Batch) -> list[str]:
         """The keys of a rank's images in the order of its slots, as `data_ledger.jsonl` names them where they were replaced."""

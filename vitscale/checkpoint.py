@@ -39,7 +39,7 @@ def restore(run: RunDir, engine: Engine, data: str) -> TrainState:
     engine.num_updates = state.num_updates
     engine.spread()
     if not world.is_main:
-        state.fingerprint = 0  # the stored value is the sum over ranks
+        state.fingerprint, state.loss_sum = 0, 0.0  # what is stored are sums over ranks
     return state
 
 

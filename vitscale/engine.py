@@ -75,6 +75,11 @@ class Engine:
         assert self._engine.dp_world_size == world.size
         assert self._engine.zero_optimization_stage() == self.stage
         self._zero = self._engine.optimizer
+        if self.stage == 0:
+            self._engine.zero_grad = lambda: None  # `Replicated` has done it, without a walk through all modules
+            self._engine.enable_backward_allreduce = world.size > 1  # else gradients would be copied out and back for nothing
+        else:
+            self._zero.scaled_global_norm = self._global_norm
         self._places = list(self._find_places())
         self._equip(self._stepper)
 
@@ -125,9 +130,16 @@ class Engine:
 
     def backward_and_step(self, loss: torch.Tensor) -> None:
         """One micro-step; the update happens at the last of `grad_accum`. `loss` is the micro-batch's mean."""
-        # A loss that is not finite may have gradients that are; they shall not be applied either.
-        self._engine.backward(loss * torch.where(loss.isfinite(), 1.0, torch.nan))
+        # A loss that is not finite may have gradients that are; they shall not be applied either (0 * inf = nan).
+        self._engine.backward(loss * (loss.detach() * 0 + 1))
         self._engine.step()
+
+    @torch.no_grad()
+    def _global_norm(self, norm_type: int = 2) -> torch.Tensor:  # noqa: ARG002 - DeepSpeed's signature
+        """In place of DeepSpeed's: of all gradients at once, with one sum over ranks, where it goes from tensor to tensor."""
+        grads = [grad for group in self._zero.averaged_gradients.values() for grad in group or ()]
+        norms = torch._foreach_norm(grads, dtype=torch.float32) if grads else [torch.zeros((), device=self.world.device)]
+        return self.world.sum(torch.stack(norms).square().sum()).sqrt()
 
     def set_learning_rate(self, lr: float) -> None:
         set_learning_rate(self._stepper.param_groups, lr)
@@ -234,8 +246,10 @@ def deepspeed_config(
             "stage": hardware.zero_stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
-            # Stage 3's own linear layer tells weights by their numbers: each block would be compiled anew, and after 8 none.
-            "memory_efficient_linear": not hardware.compile,
+            # Stage 3 gathers blocks whole: small weights need no gathering of their own, and linear layers no Python around them,
+            # for which each compiled block would be another.
+            "stage3_param_persistence_threshold": 0,
+            "memory_efficient_linear": False,
         },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from data_pipeline.bad_samples import Skip, check_fraction
+from data_pipeline.bad_samples import check_fraction
 from data_pipeline.config import BadSamplesConfig
 from vitscale.history import Log
+from vitscale.losses import Settled
 from vitscale.state import TrainState
 from vitscale.world import World
 
@@ -18,9 +19,9 @@ class Ledger:
         if self._log:
             self._log.forget_after(step)
 
-    def note(self, step: int, skips: tuple[Skip, ...]) -> None:
-        """What this rank skipped in the step that ended as number `step`."""
-        self._pending += [{"step": step, **skip._asdict()} for skip in skips]
+    def note(self, made: Settled) -> None:
+        """What this rank skipped in a step."""
+        self._pending += [{"step": made.step, **skip._asdict()} for skip in made.batch.skips]
 
     def settle(self, state: TrainState) -> None:
         """Write what all ranks noted, count it, and stop the run when it is too much. Call on every rank."""

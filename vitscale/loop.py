@@ -2,25 +2,27 @@
 
 import functools
 import math
-from collections import ChainMap, deque
+import warnings
+from collections import ChainMap
 from collections.abc import Callable, Iterable
 
 import torch
 
 from data_pipeline.draw import Purpose, words
-from data_pipeline.loader import Batch
+from data_pipeline.loader import Batch, blank
 from data_pipeline.mixing import prepare
 from data_pipeline.noise import splitmix64, uniform_noise
-from data_pipeline.order import Slots, fingerprint
+from data_pipeline.order import Slots
 from data_pipeline.stream import Shards
 from vitscale import machine
-from vitscale.badsteps import BadStep, BadSteps
+from vitscale.badsteps import BadSteps
 from vitscale.cadence import Cadence
 from vitscale.config import RunConfig
 from vitscale.courier import Tracker
 from vitscale.engine import Engine
 from vitscale.ledger import Ledger
-from vitscale.loss import LOSSES, smooth
+from vitscale.loss import LOSSES
+from vitscale.losses import Losses, Reading
 from vitscale.meter import Meter, peak_memory_gib
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import read_model_info
@@ -30,7 +32,7 @@ from vitscale.saving import Saver
 from vitscale.state import TrainState
 from vitscale.tally import Tally
 from vitscale.validation import Validation
-from vitscale.world import Reduction, World
+from vitscale.world import World
 
 
 def fit(
@@ -45,26 +47,28 @@ def fit(
     tracker: Tracker,
 ) -> bool:
     """Train until the last step, or a stop that all ranks agree on; True = all is done. Call on every rank."""
-    world, losses, meter = engine.world, Losses(), Meter.of(cfg, engine.world)
+    world, meter = engine.world, Meter.of(cfg, engine.world)
+    losses = Losses(world, cfg.train.global_batch)
     ledger = Ledger(run.ledger, cfg.data.bad_samples, world, state.step)
     bad_steps = BadSteps(run.bad_steps, cfg.train.max_bad_steps, shards, world, state.step)
     saver, saved = Saver(run, engine, cfg.checkpoint, cadence.keep), state.step
     evaluate_owed(engine, validation, state, tracker, run)
     with TrainProgress(cfg.name, state.step, cadence.total, world.is_main) as progress, saver:
-        for batch in meter.waiting(world.until_stop(batches)):
-            losses.add(train_step(engine, batch, cfg, state, cadence))
-            ledger.note(state.step, batch.skips)
-            bad_steps.note(state.step, batch)
+        for batch in meter.waiting(world.or_none(batches, cadence.total - state.step)):
+            losses.add(train_step(engine, batch, cfg, state.step, cadence), batch, state)
             meter.step()
             last = state.step == cadence.total
             log_now, eval_now, save_now = (last or due(state.step, n) for n in (cadence.log, cadence.eval, cadence.save))
-            bad_steps.settle(losses.settle(state, keep=0 if log_now or eval_now or save_now else 1), state)
+            settle(losses, ledger, bad_steps, state, keep=0 if log_now or eval_now or save_now else 1)
+            if world.stopping:
+                break
             progress.update(state.step, losses.latest, meter.images_per_s(), meter.seconds_left(cadence.total - state.step))
             if log_now or save_now:
                 ledger.settle(state)
+                losses.hash(state)
             if log_now:
-                samples, load = gather(state, world)
-                tracker.log(state.step, "train", {**report(world, losses, state, meter, cfg, cadence), **load}, samples)
+                loss, samples, load = gather(state, world)
+                tracker.log(state.step, "train", {**report(loss, losses, state, meter, cfg, cadence), **load}, samples)
             if eval_now:
                 state.owes_eval = not validation.is_empty
                 evaluate_owed(engine, validation, state, tracker, run)
@@ -72,48 +76,45 @@ def fit(
                 save(saver, world, state, tracker, last)
                 saved = state.step
         if saved < state.step:  # stopped in between
-            bad_steps.settle(losses.settle(state, keep=0), state)
+            settle(losses, ledger, bad_steps, state, keep=0)
             ledger.settle(state)
+            losses.hash(state)
             save(saver, world, state, tracker, last=True)
         saver.settle(last=True)
     return state.step == cadence.total and not state.owes_eval
 
 
-def train_step(engine: Engine, batch: Batch, cfg: RunConfig, state: TrainState, cadence: Cadence) -> Reduction:
-    """One update from one rank's share of a global batch: its loss and gradient norm on their way."""
-    engine.set_learning_rate(cadence.learning_rate(state.step, cfg.optim))
-    loss_sum = torch.zeros((), device=engine.world.device)
-    for micro_step, micro in enumerate(batch.split(engine.micro_batch)):
-        seed_dropout(cfg.seed, state.step, engine.world.rank, micro_step)
-        images, targets = preparation(cfg.hardware.compile)(
-            micro.to(engine.world.device), cfg.data, cfg.model.num_classes, engine.dtype
-        )
+def train_step(engine: Engine, batch: Batch | None, cfg: RunConfig, step: int, cadence: Cadence) -> Reading:
+    """The update after `step` of them, from one rank's share of a global batch: its loss and gradient norm on their way.
+
+    A rank without a batch takes part with gradients that are not finite, so that no rank updates anything.
+    """
+    engine.set_learning_rate(cadence.learning_rate(step, cfg.optim))
+    given, losses = batch or blank(engine.micro_batch * engine.grad_accum, cfg.model.image_size), []
+    for micro_step, micro in enumerate(given.split(engine.micro_batch)):
+        seed_dropout(cfg, step, engine.world, micro_step)
+        on_device, smoothing = micro.to(engine.world.device), cfg.train.label_smoothing
+        ready = preparation(cfg.hardware.compile)
+        images, targets = ready(on_device, cfg.data, cfg.model.num_classes, engine.dtype, smoothing)
         logits = engine(images, *drop_path_chance(micro.slots, cfg, engine.world.device))
-        loss = LOSSES[cfg.train.loss](logits, smooth(targets, cfg.train.label_smoothing)).mean()
-        engine.backward_and_step(loss)
-        loss_sum += loss.detach()
+        loss = LOSSES[cfg.train.loss](logits, targets).mean()
+        engine.backward_and_step(loss if batch else loss * math.nan)
+        losses.append(loss.detach())
         engine.world.phases.enter(engine.world.phases.name)  # a sign of life: steps of many micro-steps can be long
-    take_in(state, batch, cfg.train.global_batch, engine.world.rank)
-    return Reduction(torch.stack([loss_sum / engine.grad_accum, engine.grad_norm]) / engine.world.size)
+    return Reading(torch.stack(losses).mean() if len(losses) > 1 else losses[0], engine.grad_norm)
 
 
 @functools.cache
 def preparation(compiled: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """`prepare`; compiled into one pass over the pixels instead of a dozen, equal to rounding."""
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # what they keep becomes constants
     return torch.compile(prepare, dynamic=False) if compiled else prepare
 
 
-def take_in(state: TrainState, batch: Batch, global_batch: int, rank: int) -> None:
-    """Note that a global batch was consumed, and this rank's part of which one it was."""
-    first = state.step * global_batch + rank * len(batch.labels_B)
-    state.fingerprint = (state.fingerprint + fingerprint(batch.slots, first)) % 2**64
-    state.step += 1
-    state.samples += global_batch
-
-
-def seed_dropout(seed: int, step: int, rank: int, micro_step: int) -> None:
+def seed_dropout(cfg: RunConfig, step: int, world: World, micro_step: int) -> None:
     """Dropout masks follow from (seed, step, rank, micro-step): the same after a restart, not on another layout."""
-    torch.manual_seed(int(words(1, seed, Purpose.DROPOUT, step, rank, micro_step)[0] >> 1))
+    if isinstance(cfg.model, ViTConfig) and cfg.model.dropout > 0.0:
+        world.generator.manual_seed(int(words(1, cfg.seed, Purpose.DROPOUT, step, world.rank, micro_step)[0] >> 1))
 
 
 def drop_path_chance(slots: Slots, cfg: RunConfig, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -126,35 +127,16 @@ def drop_path_chance(slots: Slots, cfg: RunConfig, device: torch.device) -> tupl
     return (uniform_noise(word_B, cfg.model.depth, 2),)
 
 
-class Losses:
-    """Losses of the steps just made. They reach the host one step late, so that no step waits for its own."""
-
-    def __init__(self) -> None:
-        self._under_way = deque[Reduction]()
-        self.latest = self.grad_norm = float("nan")
-
-    def add(self, reduction: Reduction) -> None:
-        self._under_way.append(reduction)
-
-    def settle(self, state: TrainState, keep: int) -> list[BadStep]:
-        """Read all but the newest `keep`; those that are not finite, the same on all ranks, stay out of the mean."""
-        found = []
-        while len(self._under_way) > keep:
-            reduction = self._under_way.popleft()
-            self.latest, self.grad_norm = reduction.read()
-            if math.isfinite(self.latest) and math.isfinite(self.grad_norm):
-                state.loss_sum += self.latest
-                state.loss_steps += 1
-            else:
-                step = state.step - len(self._under_way)
-                state.bad_steps = [*state.bad_steps, step]
-                found.append(BadStep(step, self.latest, self.grad_norm, reduction.own()))
-        return found
+def settle(losses: Losses, ledger: Ledger, bad_steps: BadSteps, state: TrainState, keep: int) -> None:
+    """Take in the numbers of the steps just made, but for the newest `keep`. Call on every rank."""
+    for made in losses.settle(state, keep):
+        ledger.note(made)
+        bad_steps.note(made, state)
 
 
-def report(world: World, losses: Losses, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence) -> dict[str, float]:
-    """One point of the training curves, over the steps since the last one."""
-    loss = state.loss_sum / state.loss_steps if state.loss_steps else math.nan
+def report(loss: float, losses: Losses, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence) -> dict[str, float]:
+    """One point of the training curves, over the steps since the last one; `loss` is the sum over steps, of all ranks' mean."""
+    loss = loss / state.loss_steps if state.loss_steps else math.nan
     state.loss_sum, state.loss_steps = 0.0, 0
     lr = cadence.learning_rate(state.step - 1, cfg.optim)
     skipped = {"data/skipped": state.skipped} if cfg.data.bad_samples.policy == "replace" else {}
@@ -165,7 +147,7 @@ def report(world: World, losses: Losses, state: TrainState, meter: Meter, cfg: R
         "train/skipped_updates": len(state.bad_steps),
         **skipped,
         **meter.report(cadence.total - state.step),
-        "memory/peak_gib": peak_memory_gib(world.device),
+        "memory/peak_gib": peak_memory_gib(),
     }
 
 
@@ -179,11 +161,12 @@ def save(saver: Saver, world: World, state: TrainState, tracker: Tracker, last: 
             world.save_s = sum(saver.times.values())
 
 
-def gather(state: TrainState, world: World) -> tuple[str, dict[str, float]]:
-    """The running hash of all samples consumed by all ranks, and how busy each machine is. Call on every rank."""
+def gather(state: TrainState, world: World) -> tuple[float, str, dict[str, float]]:
+    """The sum of the losses, meaned over ranks, the running hash of all samples that all ranks consumed, and how busy each
+    machine is. Call on every rank."""
     load = machine.load() if world.local_rank == 0 else {}
-    fingerprints, loads = zip(*world.gather((state.fingerprint, load)), strict=True)
-    return f"{sum(fingerprints) % 2**64:016x}", dict(ChainMap(*loads))
+    losses, fingerprints, loads = zip(*world.gather((state.loss_sum, state.fingerprint, load)), strict=True)
+    return math.fsum(losses) / world.size, f"{sum(fingerprints) % 2**64:016x}", dict(ChainMap(*loads))
 
 
 def evaluate_owed(engine: Engine, validation: Validation, state: TrainState, tracker: Tracker, run: RunDir) -> None:

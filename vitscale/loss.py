@@ -17,8 +17,3 @@ def sigmoid(logits_BK: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
 
 
 LOSSES = {"softmax": softmax, "sigmoid": sigmoid}
-
-
-def smooth(targets_BK: torch.Tensor, amount: float) -> torch.Tensor:
-    """Label smoothing (Szegedy et al. 2016, section 7): `amount` of the weight spread evenly over all classes."""
-    return targets_BK * (1 - amount) + amount / targets_BK.shape[-1]

@@ -95,8 +95,8 @@ def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / min(timer.blocked_autorange(min_run_time=0.1).times)
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """The most that this process has held at a time, of the GPU where it has one."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+def peak_memory_gib() -> float:
+    """The most that this process has held at a time, of its GPU where it uses one."""
+    if most := torch.cuda.max_memory_allocated():
+        return most / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -72,10 +72,10 @@ class Stepping:
             self.found_inf = (~torch.isfinite(norm) | (norm < 0)).float().reshape(())
         result = super().step(closure)  # type: ignore[misc]
         if self.ema_decay is not None:
-            share = (1 - self.ema_decay) * (1.0 if self.found_inf is None else 1 - self.found_inf)
-            for group in self.param_groups:  # type: ignore[attr-defined]
-                for weights in group["params"]:
-                    self.state[weights]["ema"].lerp_(weights, share)  # type: ignore[attr-defined]
+            weights = [weights for group in self.param_groups for weights in group["params"]]  # type: ignore[attr-defined]
+            share = (1 - self.ema_decay) * (torch.ones(()) if self.found_inf is None else 1 - self.found_inf)
+            averages = [self.state[tensor]["ema"] for tensor in weights]  # type: ignore[attr-defined]
+            torch._foreach_lerp_(averages, weights, [share] * len(weights))
         return result
 
 
@@ -194,12 +194,16 @@ def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
 
 
 class Replicated(torch.optim.Optimizer):
-    """ZeRO stage 0: every rank steps all weights, in fp32, after clipping their gradients by the global norm."""
+    """ZeRO stage 0: every rank steps all weights, in fp32, after clipping their gradients by the global norm.
+
+    Lists of tensors are worked on as one: on a GPU the launch of a kernel per tensor would take longer than the work.
+    """
 
     def __init__(self, inner: Any, clip_norm: float) -> None:
         self.inner, self.clip_norm, self.norm = inner, clip_norm, torch.zeros(())
         self.working = [weights for group in inner.param_groups for weights in group["params"]]
         self.masters = [weights if weights.dtype == torch.float32 else weights.detach().float() for weights in self.working]
+        self.narrow = self.working[0].dtype != torch.float32
         masters = dict(zip(self.working, self.masters, strict=True))
         for group in inner.param_groups:
             group["params"] = [masters[weights] for weights in group["params"]]
@@ -208,7 +212,10 @@ class Replicated(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 - torch's signature
-        grads = [weights.grad.float() for weights in self.working]
+        grads = [weights.grad for weights in self.working]
+        if self.narrow:
+            own, grads = grads, [torch.empty_like(master) for master in self.masters]
+            torch._foreach_copy_(grads, own)
         self.norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         if self.clip_norm:
             torch._foreach_mul_(grads, (self.clip_norm / (self.norm + 1e-6)).clamp(max=1.0))
@@ -216,13 +223,11 @@ class Replicated(torch.optim.Optimizer):
             master.grad = grad
         self.inner.step()
         for weights, master in zip(self.working, self.masters, strict=True):
-            if weights is not master:
-                master.grad = None  # four bytes per parameter that the next step's activations need
+            weights.grad = master.grad = None  # that the next step's activations need
         self.spread()
 
     @torch.no_grad()
     def spread(self) -> None:
         """The working weights from the fp32 ones."""
-        for weights, master in zip(self.working, self.masters, strict=True):
-            if weights is not master:
-                weights.copy_(master)
+        if self.narrow:
+            torch._foreach_copy_(self.working, self.masters)

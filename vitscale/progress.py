@@ -37,10 +37,12 @@ class TrainProgress:
         self._bar.stop()
 
     def update(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
+        if self._bar.disable and not (self._show and (time.monotonic() - self._last > LINE_EVERY_S or step == self._total)):
+            return
         known = "" if math.isnan(loss) else f"loss {loss:.3f}  "  # it comes one step late
         text = f"{known}{images_per_s:,.0f} images/s  {timedelta(seconds=round(seconds_left))} left"
         if not self._bar.disable:
             self._bar.update(self._task, completed=step, text=text)
-        elif self._show and (time.monotonic() - self._last > LINE_EVERY_S or step == self._total):
+        else:
             self._last = time.monotonic()
             say(f"{self._name}  step {step}/{self._total}  {text}")

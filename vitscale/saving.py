@@ -6,6 +6,7 @@ hidden name, SHA256SUMS last, then the rename that makes the checkpoint exist. T
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterable
@@ -139,8 +140,10 @@ class Saver:
     def _begin(self, state: TrainState) -> Save | None:
         """What is to be written, all ranks together; None where there is no room for it."""
         world = self._world
-        fingerprints, sizes = zip(*world.gather((state.fingerprint, self._snapshot.num_bytes)), strict=True)
-        total = {**vars(state), "fingerprint": sum(fingerprints) % 2**64, "num_updates": self._engine.num_updates}
+        own = state.fingerprint, state.loss_sum, self._snapshot.num_bytes
+        fingerprints, losses, sizes = zip(*world.gather(own), strict=True)
+        total = {**vars(state), "fingerprint": sum(fingerprints) % 2**64, "loss_sum": math.fsum(losses)}
+        total["num_updates"] = self._engine.num_updates
         save = Save(self._run.checkpoints / state.name, TrainState(**total).dump(), dict(state.scores), list(sizes))
         if world.is_main:
             try:

@@ -14,7 +14,7 @@ class TrainState:
     step: int = 0
     samples: int = 0  # images consumed
     fingerprint: int = 0  # running hash of which sample was in which slot; this rank's part of the sum modulo 2^64
-    loss_sum: float = 0.0  # of the steps since the last point of the curves
+    loss_sum: float = 0.0  # of the steps since the last point of the curves; this rank's part of the sum over ranks
     loss_steps: int = 0
     num_updates: float = 0.0  # updates applied by the optimiser
     skipped: int = 0  # images that were replaced, of all ranks

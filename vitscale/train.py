@@ -134,8 +134,10 @@ def build_model(cfg: RunConfig, run: RunDir, world: World) -> Model:
 
 
 def build_engine(model: Model, cfg: RunConfig, world: World) -> Engine:
+    """One process has nothing to shard, and is spared what sharding costs."""
     micro, accum = micro_batch(cfg, world.size), grad_accum(cfg, world.size)
-    return Engine(model, cfg.optim, cfg.hardware, micro, accum, world)
+    alone = cfg.hardware.model_copy(update={"zero_stage": 0})
+    return Engine(model, cfg.optim, cfg.hardware if world.size > 1 else alone, micro, accum, world)
 
 
 def open_shards(sources: Sequence[SourceConfig], hardware: HardwareConfig) -> Shards:

@@ -31,6 +31,7 @@ class World:
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.device = torch.device("cuda", self.local_rank) if choose_device(hardware) == "cuda" else torch.device("cpu")
         self.seed, self.deterministic = seed, hardware.deterministic
+        self.generator = torch.default_generator  # of what is drawn on the device
         self.phases = Phases(age_s=process_age_s())
         self.stop_requested = False  # of this rank
         self.stop_reason = "signal"
@@ -45,6 +46,8 @@ class World:
         torch.set_num_threads(self.cores)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+            torch.cuda.init()
+            self.generator = torch.cuda.default_generators[self.local_rank]
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # else torch.compile chooses kernels by their times
@@ -80,6 +83,7 @@ class World:
         """The items until all ranks agree to stop, which they ask each other before each; `stopping` says that they did.
 
         A rank that is asked to stop while it waits for an item waits no longer. Call on every rank, with equally many items.
+        It is for evaluation: asking takes a round trip.
         """
         iterator = iter(items)
         while not self.stopping:
@@ -87,6 +91,21 @@ class World:
             self.phases.enter(self.phases.name)  # a sign of progress
             self.stopping = self.any(self.stop_requested)
             if item is None or self.stopping:
+                return
+            yield item
+
+    def or_none(self, items: Iterable[Item], count: int) -> Iterator[Item | None]:
+        """`count` items, or None for each once this rank was asked to stop, until all ranks are `stopping`.
+
+        For training, where they learn of it by a step that was lost (`losses.py`), without asking; who is alone stops at once.
+        """
+        iterator = iter(items)
+        for _ in range(count):
+            item = None if self.stopping else self._next(iterator)
+            self.phases.enter(self.phases.name)  # a sign of progress
+            assert item is not None or self.stop_requested or self.stopping
+            self.stopping = self.stopping or (item is None and self.size == 1)
+            if self.stopping:
                 return
             yield item
 
@@ -158,31 +177,6 @@ class _StopWaitingError(BaseException):
 
 class OtherRankFailedError(RuntimeError):
     """Raised where nothing is wrong, because another rank, which says what, cannot go on."""
-
-
-class Reduction:
-    """A sum over ranks on its way to the host: started without waiting, read later."""
-
-    def __init__(self, values: torch.Tensor) -> None:
-        self._own, self._values, self._event = values[0].clone(), values, None
-        self._work = dist.all_reduce(values, async_op=True)
-        if values.is_cuda:
-            self._work.wait()  # orders the stream; the host goes on
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-
-    def own(self) -> float:
-        """This rank's part of the first value, times the number of ranks; waits for the device."""
-        return float(self._own) * dist.get_world_size()
-
-    def read(self) -> list[float]:
-        if self._event is not None:
-            self._event.synchronize()
-        else:
-            self._work.wait()
-        return self._values.tolist()
 
 
 def is_consequence(error: BaseException) -> bool:

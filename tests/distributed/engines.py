@@ -1,6 +1,7 @@
 """Cases of worker.py that need no checkpoint: the same global batches on every layout, by every optimiser."""
 
 import hashlib
+import statistics
 import sys
 from itertools import islice
 from pathlib import Path
@@ -14,11 +15,12 @@ from vitscale.config import RunConfig
 from vitscale.engine import Engine, import_deepspeed
 from vitscale.errors import LaunchError
 from vitscale.loop import train_step
+from vitscale.losses import Reading
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.state import TrainState
 from vitscale.train import build_engine, build_train_loader, open_shards
-from vitscale.world import Reduction, World
+from vitscale.world import World
 
 STAGES, STEPS, FEW_STEPS = (0, 1, 2, 3), 20, 5
 OPTIMS = {
@@ -78,16 +80,22 @@ class Trial:
 
     def go(self, steps: int) -> None:
         for batch in islice(self.batches, steps):
-            self.losses.append(self.step(batch).read()[0])
+            self.note(self.step(batch))
 
-    def step(self, batch: Batch) -> Reduction:
-        return train_step(self.engine, batch, self.cfg, self.state, Cadence.of(self.cfg, num_samples=400))
+    def step(self, batch: Batch) -> Reading:
+        self.state.step += 1
+        return train_step(self.engine, batch, self.cfg, self.state.step - 1, Cadence.of(self.cfg, num_samples=400))
+
+    def note(self, reading: Reading) -> None:
+        """The loss of the global batch."""
+        self.losses.append(statistics.fmean(self.engine.world.gather(reading.read()[0])))
 
     def waits(self) -> list[str]:
-        """Where one more step waited for the device; what is read of it afterwards is not part of the step."""
+        """Where one more step waited for the device, and this test itself after it."""
         with Waits() as waits:
-            reduction = self.step(next(self.batches))
-        self.losses.append(reduction.read()[0])
+            reading = self.step(next(self.batches))
+            float(self.engine.grad_norm)
+        self.note(reading)
         return waits.found
 
     def digest(self) -> list[str]:

@@ -97,10 +97,9 @@ def test_a_gradient_that_is_not_finite_is_applied_on_no_rank(found: dict) -> Non
 
 
 def test_no_step_waits_for_the_device(found: dict) -> None:
-    """But for one_hot, which on CPUs alone looks at the smallest and the largest label."""
     for name, stages in found["optimizers"].items():
         for trial in stages:
-            assert trial["waits"] == ["data_pipeline/mixing.py:prepare"] * 2, name
+            assert trial["waits"] == ["elsewhere"], name  # where the test itself asks for a value
 
 
 def test_another_version_of_deepspeed_is_refused(found: dict) -> None:

@@ -31,6 +31,12 @@ def test_a_signal_to_one_rank_ends_the_wait_of_all(done: tuple[dict, str]) -> No
     assert done[0]["waiting"] == [[1], [1]]
 
 
+def test_a_step_that_one_rank_has_no_data_for_is_undone_by_all(done: tuple[dict, str]) -> None:
+    losing = done[0]["losing"]
+    assert losing["stood"] == [[False, True, 3, 3 * 48, [], "step_00000003"]] * 2
+    assert losing["same"] and losing["hashes"]
+
+
 def test_when_no_rank_gets_on_all_end_and_say_where_they_stood(done: tuple[dict, str], tiny: Tiny) -> None:
     alarm = r"phase data \(process \d+\): does not get on, nor does any other, for 2 s \(hardware.hang_after_s\)"
     assert re.search(alarm, done[1])

@@ -4,6 +4,7 @@ found to OUT."""
 import hashlib
 import json
 import os
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from vitscale.cadence import Cadence
 from vitscale.checkpoint import restore
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
-from vitscale.loop import Losses, train_step
+from vitscale.loop import train_step
+from vitscale.losses import Losses
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS
@@ -51,11 +53,12 @@ class Training:
 
     def go(self, stop: int) -> list[float]:
         """Train to a step; the loss of every step on the way."""
-        history, losses = [], Losses()
+        history, losses = [], Losses(self.world, self.cfg.train.global_batch)
         for batch in build_train_loader(self.train, self.cfg, self.state.step, stop, self.world):
-            losses.add(train_step(self.engine, batch, self.cfg, self.state, self.cadence))
+            losses.add(train_step(self.engine, batch, self.cfg, self.state.step, self.cadence), batch, self.state)
             losses.settle(self.state, keep=0)
-            history.append(losses.latest)
+            history.append(statistics.fmean(self.world.gather(losses.latest)))
+        losses.hash(self.state)
         return history
 
     def save(self) -> Path:

@@ -19,9 +19,9 @@ from vitscale.cadence import Cadence
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
 from vitscale.loop import train_step
+from vitscale.losses import Reading
 from vitscale.model.build import build
 from vitscale.state import TrainState
-from vitscale.train import build_engine
 from vitscale.world import World, end_process
 
 MODEL = {"patch_size": 8, "width": 64, "depth": 12, "num_heads": 4, "mlp_dim": 128, "image_size": 32, "num_classes": 10}
@@ -61,13 +61,18 @@ class Trial:
     def __init__(self, cfg: RunConfig, world: World) -> None:
         torch.manual_seed(0)
         self.cfg, self.world, self.state = cfg, world, TrainState()
-        self.engine: Engine = build_engine(build(cfg.model), cfg, world)
+        # Not by train.build_engine, which spares one process the sharding.
+        micro = cfg.hardware.micro_batch
+        self.engine = Engine(build(cfg.model), cfg.optim, cfg.hardware, micro, BATCH // micro, world)
         self.batches = iter(batches(pin=world.device.type == "cuda"))
 
     def go(self, steps: int) -> list[float]:
         cadence = Cadence.of(self.cfg, 1000)
-        taken = [train_step(self.engine, batch, self.cfg, self.state, cadence) for batch in islice(self.batches, steps)]
-        return [reduction.read()[0] for reduction in taken]
+        return [self.step(batch, cadence).read()[0] for batch in islice(self.batches, steps)]
+
+    def step(self, batch: Batch, cadence: Cadence) -> Reading:
+        self.state.step += 1
+        return train_step(self.engine, batch, self.cfg, self.state.step - 1, cadence)
 
     def digest(self) -> str:
         """SHA-256 of all weights and optimiser state."""
@@ -129,8 +134,8 @@ def waiting(world: World, precision: str) -> dict:
             trial.go(2)  # allocates and compiles
             cadence, batch = Cadence.of(trial.cfg, 1000), next(trial.batches)
             with no_waiting(world.device):
-                reduction = train_step(trial.engine, batch, trial.cfg, trial.state, cadence)
-            found[f"{stage} {'compiled' if compiled else 'eager'}"] = reduction.read()[0]
+                reading = trial.step(batch, cadence)
+            found[f"{stage} {'compiled' if compiled else 'eager'}"] = reading.read()[0]
     return found
 
 

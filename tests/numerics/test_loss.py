@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitscale.loss import LOSSES, sigmoid, smooth, softmax
+from vitscale.loss import LOSSES, sigmoid, softmax
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(scale=3, size=(5, 7))
@@ -68,22 +68,3 @@ def test_the_first_losses_of_a_zero_head_are_known():
     bias = torch.full((4, 1000), -10.0)
     expected = 999 * math.log1p(math.exp(-10)) + math.log1p(math.exp(10))  # summed over classes, not their mean
     assert sigmoid(bias, one_hot).tolist() == pytest.approx([expected] * 4, rel=5e-6)  # 1,000 float32 terms
-
-
-@pytest.mark.parametrize("amount", [0.0, 0.1, 0.9])
-def test_smoothing_spreads_over_all_classes(amount):
-    smoothed = smooth(torch.eye(4)[[2]], amount)[0].tolist()
-    assert smoothed == pytest.approx([amount / 4, amount / 4, 1 - amount * 3 / 4, amount / 4])
-
-
-def test_smoothed_cross_entropy_in_closed_form():
-    amount, logits = 0.1, as_float32(LOGITS)
-    found = softmax(logits, smooth(torch.eye(7)[:5], amount))
-    log_p = LOGITS - np.log(np.exp(LOGITS).sum(axis=1, keepdims=True))
-    expected = -(1 - amount) * np.diag(log_p[:, :5]) - amount * log_p.mean(axis=1)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def test_smoothing_keeps_the_weight_of_mixed_targets():
-    mixed = as_float32(TARGETS)
-    np.testing.assert_allclose(smooth(mixed, 0.3).sum(dim=1), 1, rtol=1e-6)

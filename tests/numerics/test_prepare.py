@@ -105,6 +105,7 @@ def test_all_blocks_share_one_graph_for_training_and_one_for_evaluation(first, d
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("augment", [{}, {"mixup": 0.2, "cutmix": 1.0, "erase": 0.25}], ids=["plain", "mixed"])
 def test_compiled_preparation_equals_the_eager_one_to_rounding(augment, dtype):

@@ -68,6 +68,23 @@ def test_a_signal_between_two_items_waits_for_none(world) -> None:
     assert found == [1] and world.stopping
 
 
+def test_training_alone_stops_at_once(world) -> None:
+    assert list(world.or_none("abc", 2)) == ["a", "b"]
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    assert list(world.or_none(forever(), 5)) == [1]
+    assert world.stopping and list(world.or_none("abc", 3)) == []
+
+
+def test_training_with_others_goes_on_without_data_until_they_know(world) -> None:
+    world.size = 2
+    found = []
+    for item in world.or_none(forever(), 5):
+        found.append(item)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        world.stopping = len(found) == 3  # a step that was lost has told all
+    assert found == [1, None, None]
+
+
 def test_the_file_stop_ends_the_wait(world, run) -> None:
     with Watch(world, run, hang_after_s=2):
         threading.Timer(0.2, run.stop.touch).start()

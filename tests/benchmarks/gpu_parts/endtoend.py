@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,8 @@ from vitscale.cadence import Cadence
 from vitscale.config import HardwareConfig, RunConfig
 from vitscale.courier import Tracker
 from vitscale.engine import import_deepspeed
-from vitscale.loop import Losses, fit, train_step
+from vitscale.loop import fit, train_step
+from vitscale.losses import Losses
 from vitscale.model.build import build
 from vitscale.rundir import RunDir
 from vitscale.state import TrainState
@@ -69,7 +71,7 @@ def recipe(name: str, plan: Plan, folder: Path, setting: Setting) -> RunConfig:
     every = max(1, min(SAVE_EVERY, plan.stalls // 3))
     values = {"name": name, "runs": str(folder / "runs"), "model": plan.model, "data": {**data, "mix_group": 8}}
     values |= {"train": {"global_batch": plan.global_batch, "total": {"steps": total}}, "optim": {"lr": 1e-4}}
-    values |= {"checkpoint": {"every": {"steps": every}}, "tracking": {"log_every": max(1, plan.stalls)}}
+    values |= {"checkpoint": {"every": {"steps": every}}, "tracking": {"log_every": 10 * total}}
     return RunConfig.model_validate({**values, "hardware": hardware})
 
 
@@ -102,9 +104,9 @@ class Training:
 
     def steps(self, batches: Iterable[Batch]) -> None:
         """As vitscale/loop.py steps: what a step gave is read one step later."""
-        losses = Losses()
-        for batch in self.world.until_stop(batches):
-            losses.add(train_step(self.engine, batch, self.cfg, self.state, self.cadence))
+        losses = Losses(self.world, self.cfg.train.global_batch)
+        for batch in batches:
+            losses.add(train_step(self.engine, batch, self.cfg, self.state.step, self.cadence), batch, self.state)
             losses.settle(self.state, keep=1)
         losses.settle(self.state, keep=0)
 
@@ -132,7 +134,8 @@ class Training:
     def stalls(self, plan: Plan) -> Row:
         """The whole loop, with a checkpoint every so many steps and the courier at work."""
         validation = build_validation(self.cfg, self.world)
-        batches = islice(iter(self.loader()), plan.stalls)
+        self.cadence = replace(self.cadence, total=self.state.step + plan.stalls)
+        batches = self.loader()
         fit(self.cfg, self.cadence, self.engine, batches, self.shards, validation, self.state, self.run, self.tracker)
         lines = [json.loads(line) for line in self.run.metrics.read_text().splitlines()]
         metrics = {key: value for line in lines for key, value in line["metrics"].items()}

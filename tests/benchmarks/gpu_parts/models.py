@@ -83,8 +83,8 @@ def batch(config: ViTConfig, images: int, dtype: torch.dtype, device: torch.devi
     return torch.randn(images, 3, side, side, device=device).to(dtype), labels
 
 
-def ours(config: ViTConfig, setting: Setting, world: World, stage: int = 1, ema: float | None = EMA, **hardware: Any) -> Step:
-    """A step of our Engine as a training takes it, without the data."""
+def ours(config: ViTConfig, setting: Setting, world: World, stage: int = 0, ema: float | None = EMA, **hardware: Any) -> Step:
+    """A step of our Engine as a training takes it, without the data; stage 0, as one process is given whatever it asks for."""
     precision = "bf16" if setting.dtype == torch.bfloat16 else "fp32"
     wanted = HardwareConfig(device=world.device.type, precision=precision, zero_stage=stage, **hardware)
     optim = OptimConfig(lr=LR, weight_decay=DECAY, clip_norm=CLIP, ema_decay=ema)

@@ -125,6 +125,14 @@ def test_mixup_mixes_images_and_targets_alike(group):
     assert np.abs(targets.double().numpy().sum(1) - 1).max() < 1e-6
 
 
+@pytest.mark.parametrize("amount", [0.0, 0.1, 0.9])
+def test_smoothing_spreads_over_all_classes_before_targets_are_mixed(amount):
+    b = batch(group=4)
+    _, targets = prepare(b, config(mixup=0.2, mix_group=4), 7, torch.float32, amount)
+    smoothed = (1 - amount) * np.eye(7)[b.labels_B.numpy()] + amount / 7
+    assert np.abs(targets.double().numpy() - reference_mix(smoothed, b.mix_B.double().numpy(), 4)).max() < 1e-6
+
+
 def painted(boxes: torch.Tensor) -> np.ndarray:
     """BHW: 1 inside, 0 outside."""
     masks = np.zeros((len(boxes), 6, 5))

@@ -415,15 +415,20 @@ def slots_of(*values: tuple[int, int]) -> Slots:
     return Slots(epochs, samples)
 
 
+def hashed(slots: Slots, first: int) -> int:
+    """Of consecutive slots."""
+    return fingerprint(slots, np.arange(first, first + len(slots.samples)))
+
+
 @pytest.mark.parametrize("first", [0, 1, 2**40])
 def test_fingerprint_is_the_sum_of_one_mixed_word_per_slot(first):
     values = [(0, 5), (0, 3), (1, 0), (2, 2**33)]
     mixed = [splitmix64(splitmix64(splitmix64(first + i) ^ epoch) ^ sample) for i, (epoch, sample) in enumerate(values)]
-    assert fingerprint(slots_of(*values), first) == sum(mixed) % 2**64
+    assert hashed(slots_of(*values), first) == sum(mixed) % 2**64
 
 
 def test_fingerprint_of_nothing_is_zero():
-    assert fingerprint(slots_of(), 7) == 0
+    assert hashed(slots_of(), 7) == 0
 
 
 @on_all_shapes
@@ -433,8 +438,8 @@ def test_fingerprints_of_ranks_add_up_to_the_whole(case):
     total = 0
     for rank in range(case.ranks):
         first = step * case.global_batch + rank * width * case.per_lane
-        total += fingerprint(order.view(rank * width, (rank + 1) * width).step(step), first)
-    whole = fingerprint(order.view(0, case.lanes).step(step), step * case.global_batch)
+        total += hashed(order.view(rank * width, (rank + 1) * width).step(step), first)
+    whole = hashed(order.view(0, case.lanes).step(step), step * case.global_batch)
     assert total % 2**64 == whole
 
 
@@ -447,7 +452,13 @@ def test_fingerprint_tells_two_swapped_slots(values, data):
     i, j = data.draw(st.tuples(*2 * [st.integers(0, len(values) - 1)]))
     swapped = list(values)
     swapped[i], swapped[j] = swapped[j], swapped[i]
-    assert (fingerprint(slots_of(*swapped), 0) == fingerprint(slots_of(*values), 0)) == (swapped == values)
+    assert (hashed(slots_of(*swapped), 0) == hashed(slots_of(*values), 0)) == (swapped == values)
+
+
+def test_slots_of_several_steps_are_hashed_at_once_as_one_by_one():
+    values = [(0, 5), (0, 3), (1, 0), (2, 2**33)]
+    apart = hashed(slots_of(*values[:1]), 7) + hashed(slots_of(*values[1:]), 1000)
+    assert fingerprint(slots_of(*values), np.array([7, 1000, 1001, 1002])) == apart % 2**64
 
 
 @given(values=slot_lists, data=st.data(), change=st.sampled_from([(1, 0), (0, 1), (3, 77)]))
@@ -456,5 +467,5 @@ def test_fingerprint_tells_one_changed_slot_and_another_place(values, data, chan
     i = data.draw(st.integers(0, len(values) - 1))
     changed = list(values)
     changed[i] = (values[i][0] + change[0], values[i][1] + change[1])
-    assert fingerprint(slots_of(*changed), 0) != fingerprint(slots_of(*values), 0)
-    assert fingerprint(slots_of(*values), 1) != fingerprint(slots_of(*values), 0)
+    assert hashed(slots_of(*changed), 0) != hashed(slots_of(*values), 0)
+    assert hashed(slots_of(*values), 1) != hashed(slots_of(*values), 0)
