@@ -246,8 +246,8 @@ def deepspeed_config(
             "stage": hardware.zero_stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
-            # Stage 3 gathers blocks whole: small weights need no gathering of their own, and linear layers no Python around them,
-            # for which each compiled block would be another.
+            # Stage 3 gathers blocks whole: small weights need no gathering of their own, and linear layers no Python around
+            # them, for which each compiled block would be another.
             "stage3_param_persistence_threshold": 0,
             "memory_efficient_linear": False,
         },
