@@ -5,7 +5,7 @@ SEED ?= 0
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-slurm bench-data parity lint format venv constraints clean
+.PHONY: demo test test-slow test-slurm bench-data bench-gpu parity lint format venv constraints clean
 
 demo: venv
 	$(BIN)/vitscale demo --device $(DEVICE) --seed $(SEED)
@@ -23,6 +23,10 @@ test-slurm: venv
 
 bench-data: venv .venv-peers/stamp
 	$(BIN)/python tests/benchmarks/bench_data.py --python .venv-peers/bin/python $(ARGS)
+
+# On a machine with a GPU; timm and transformers are measured beside it where they are in .venv. ARGS=--tiny runs on a CPU.
+bench-gpu: venv
+	$(BIN)/python tests/benchmarks/gpu.py $(ARGS)
 
 parity: .venv-parity/stamp
 	PYTHONPATH=. .venv-parity/bin/python tests/benchmarks/peers/parity.py

@@ -44,8 +44,8 @@ def normalise(images_BHWC: torch.Tensor, mean: tuple[float, ...], std: tuple[flo
 
 @functools.cache
 def _levels(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both in levels of 0 to 255. Kept, because a copy to the device waits for it."""
-    mean_C, std_C = (torch.tensor([255 * value for value in values], device=device) for values in (mean, std))
+    """Both in levels of 0 to 255; filled in on the device, because a copy to it waits for it, and kept."""
+    mean_C, std_C = (torch.stack([torch.full((), 255 * value, device=device) for value in of]) for of in (mean, std))
     return mean_C, std_C
 
 

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitscale.config import HardwareConfig, OptimConfig
 from vitscale.errors import LaunchError
+from vitscale.model import attention
 from vitscale.model.resnet import BiTUnit, Unit
 from vitscale.model.vit import Block
 from vitscale.optim import DTYPES, Pieces, Replicated, build_optimizer, fresh_state, set_learning_rate, state_kinds
@@ -58,6 +59,7 @@ class Engine:
         self.world, self.stage, self.optim = world, hardware.zero_stage, optim
         self.dtype, self.micro_batch, self.grad_accum = DTYPES[hardware.precision], micro_batch, grad_accum
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}  # full ones, under ZeRO-3 too
+        attention.choose(model, world.device, self.dtype)
         prepare(model, hardware)
         if self.stage == 0:
             model.to(world.device, self.dtype)
@@ -222,7 +224,8 @@ def prepare(model: nn.Module, hardware: HardwareConfig) -> None:
     blocks = (module for module in model.modules() if isinstance(module, BLOCKS))
     for number, block in enumerate(blocks):
         if hardware.compile:  # before the line below, whose result dynamo leaves alone
-            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+            # A graph for each batch size: of one for all, which size came first would decide, and a restart may change that.
+            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
         if hardware.activation_checkpointing and number % hardware.activation_checkpointing == 0:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
@@ -243,7 +246,8 @@ def deepspeed_config(
             "stage": hardware.zero_stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
-            # Stage 3 gathers blocks whole: small weights need no gathering of their own, linear layers no Python.
+            # Stage 3 gathers blocks whole: small weights need no gathering of their own, and linear layers no Python around
+            # them, for which each compiled block would be another.
             "stage3_param_persistence_threshold": 0,
             "memory_efficient_linear": False,
         },

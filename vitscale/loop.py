@@ -1,8 +1,10 @@
 """The training loop: one for pretraining and fine-tuning, on one process or many."""
 
+import functools
 import math
+import warnings
 from collections import ChainMap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -92,13 +94,21 @@ def train_step(engine: Engine, batch: Batch | None, cfg: RunConfig, step: int, c
     for micro_step, micro in enumerate(given.split(engine.micro_batch)):
         seed_dropout(cfg, step, engine.world, micro_step)
         on_device, smoothing = micro.to(engine.world.device), cfg.train.label_smoothing
-        images, targets = prepare(on_device, cfg.data, cfg.model.num_classes, engine.dtype, smoothing)
+        ready = preparation(cfg.hardware.compile)
+        images, targets = ready(on_device, cfg.data, cfg.model.num_classes, engine.dtype, smoothing)
         logits = engine(images, *drop_path_chance(micro.slots, cfg, engine.world.device))
         loss = LOSSES[cfg.train.loss](logits, targets).mean()
         engine.backward_and_step(loss if batch else loss * math.nan)
         losses.append(loss.detach())
         engine.world.phases.enter(engine.world.phases.name)  # a sign of life: steps of many micro-steps can be long
     return Reading(torch.stack(losses).mean() if len(losses) > 1 else losses[0], engine.grad_norm)
+
+
+@functools.cache
+def preparation(compiled: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """`prepare`; compiled into one pass over the pixels instead of a dozen, equal to rounding."""
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # what they keep becomes constants
+    return torch.compile(prepare, dynamic=False) if compiled else prepare
 
 
 def seed_dropout(cfg: RunConfig, step: int, world: World, micro_step: int) -> None:

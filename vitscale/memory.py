@@ -19,6 +19,7 @@ from vitscale.engine import MAX_BUCKET_ELEMENTS, prepare
 from vitscale.loss import LOSSES
 from vitscale.model.build import build, parameter_shapes
 from vitscale.model.config import ModelConfig
+from vitscale.model.layers import LayerNorm
 from vitscale.optim import DTYPES, build_optimizer, fresh_state
 
 TRACED = (2, 4)  # images; the activations of more follow, for they grow by the image
@@ -105,7 +106,7 @@ def trace(config: ModelConfig, hardware: HardwareConfig, loss: str, images: int)
     dtype, size = DTYPES[hardware.precision], config.image_size
     with torch.device("meta"):
         model = build(config).to(dtype)
-    with FakeTensorMode(allow_non_fake_inputs=True), Held() as held, gpu_dropout():
+    with FakeTensorMode(allow_non_fake_inputs=True), Held() as held, gpu_kernels(hardware.device):
         model.to_empty(device="cpu")  # of meta tensors attention would hold all its weights
         prepare(model, HardwareConfig(activation_checkpointing=hardware.activation_checkpointing))
         for parameter in model.parameters():
@@ -118,18 +119,21 @@ def trace(config: ModelConfig, hardware: HardwareConfig, loss: str, images: int)
 
 
 @contextlib.contextmanager
-def gpu_dropout() -> Iterator[None]:
-    """Dropout as GPUs do it, which keeps a byte per element; the CPU keeps a mask of the elements' type."""
-    on_cpu = F.dropout
+def gpu_kernels(device: str) -> Iterator[None]:
+    """Dropout that keeps a byte per element, where the CPU keeps a mask of the elements' type; and unless `device` is cpu
+    LayerNorm as GPUs do it, without a copy in fp32."""
+    on_cpu = F.dropout, LayerNorm.forward
 
     def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:  # noqa: ARG001
         return torch.native_dropout(input, p, training)[0] if training and p else input
 
     F.dropout = dropout
+    if device != "cpu":
+        LayerNorm.forward = torch.nn.LayerNorm.forward  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        F.dropout = on_cpu
+        F.dropout, LayerNorm.forward = on_cpu  # type: ignore[method-assign]
 
 
 class Held(TorchDispatchMode):

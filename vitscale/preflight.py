@@ -1,5 +1,7 @@
 """What can be found wrong before any process starts. Imports no torch."""
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 
 from data_pipeline.config import SourceConfig
@@ -21,6 +23,7 @@ IMAGE_BYTES = 110_000  # of an ImageNet JPEG; used where no manifest tells
 def check(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> None:
     """Raise the first thing that would make this run fail; fetch the weights that `init.from` names."""
     check_launch(cfg, ranks, environ)
+    check_compiler(cfg, environ)
     run = RunDir(cfg)
     run.check(cfg)
     train = [check_source(source, "data.train", cfg) for source in cfg.data.train]
@@ -80,6 +83,16 @@ def check_launch(cfg: RunConfig, ranks: int, environ: Mapping[str, str]) -> None
         raise LaunchError(
             "accelerate launch started one process without a rank, as it does on a CPU without --use_deepspeed; add "
             "--use_deepspeed (and --num_processes N), or use `vitscale train`"
+        )
+
+
+def check_compiler(cfg: RunConfig, environ: Mapping[str, str]) -> None:
+    """torch.compile finds what it needs; it would look for it at the first step."""
+    names = (environ.get("CXX"), environ.get("CC"), "g++", "gcc", "clang")
+    if cfg.hardware.compile and not any(shutil.which(name, path=environ.get("PATH", os.defpath)) for name in names if name):
+        raise LaunchError(
+            "hardware.compile: torch.compile needs a compiler, g++ on CPUs, gcc or clang (for Triton) on GPUs, and none is on "
+            "PATH, in CXX or in CC; install one (Debian: apt-get install g++), or use hardware.compile=false"
         )
 
 

@@ -50,6 +50,7 @@ class World:
             self.generator = torch.cuda.default_generators[self.local_rank]
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # else torch.compile chooses kernels by their times
             torch.use_deterministic_algorithms(True)
             # It would write every new tensor full of NaN, DeepSpeed's buckets in each step among them (docs/benchmarks.md).
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

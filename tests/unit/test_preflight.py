@@ -10,7 +10,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import write_manifest
 from vitscale import recipe
 from vitscale.errors import LaunchError, ModelError, RecipeError
-from vitscale.preflight import check, check_launch, check_loader_memory, check_source
+from vitscale.preflight import check, check_compiler, check_launch, check_loader_memory, check_source
 from vitscale.rundir import RunDir
 
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "RANK": "0"}  # what it always sets
@@ -72,6 +72,15 @@ def test_unset_and_equal_launch_settings_are_fine(config, environ):
 def test_accelerate_without_ranks_is_told_what_to_add(config):
     with pytest.raises(LaunchError, match=r"without a rank.*--use_deepspeed.*vitscale train"):
         check_launch(config(), 1, {"ACCELERATE_MIXED_PRECISION": "no"})
+
+
+def test_compiling_without_a_compiler_is_told_what_to_install(config, tmp_path):
+    bare = {"PATH": str(tmp_path)}
+    check_compiler(config(), bare)
+    with pytest.raises(LaunchError, match=r"hardware\.compile: .* apt-get install g\+\+.* hardware\.compile=false"):
+        check_compiler(config("hardware.compile=true"), bare)
+    (tmp_path / "mine").touch(mode=0o755)
+    check_compiler(config("hardware.compile=true"), {**bare, "CXX": "mine"})
 
 
 def test_ranks_that_do_not_fit_are_found(sound):

@@ -9,6 +9,8 @@ class LayerNorm(nn.LayerNorm):
     """Computed in fp32 whatever the input's type: bf16 has 8 bits, too few for a variance."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.is_cuda:  # whose kernels do so inside; the CPU's sum a weight's gradient in bf16, 9 % off
+            return super().forward(tokens)
         normal = F.layer_norm(tokens.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
         return normal.to(tokens.dtype)
 
@@ -24,19 +26,16 @@ class LayerScale(nn.Module):
         return tokens_BND * self.factor
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): with chance `rate` an image's branch is 0, else scaled up to keep the mean."""
+def drop_path_factor(chance_BL2: torch.Tensor, rates: list[float]) -> torch.Tensor:  # -> factor_BL2
+    """Stochastic depth (Huang et al. 2016): what an image's branches are multiplied by, in blocks of these evenly spaced rates:
+    0 where the chance, uniform in [0, 1), is below the rate, else 1 / (1 - rate), to keep the mean."""
+    rate_L = torch.linspace(rates[0], rates[-1], len(rates), device=chance_BL2.device)  # a copy of them would wait for it
+    return (chance_BL2 >= rate_L[:, None]) / (1 - rate_L[:, None])
 
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
 
-    def forward(self, branch_BND: torch.Tensor, chance_B: torch.Tensor | None) -> torch.Tensor:
-        """`chance_B`, uniform in [0, 1), decides; None = nothing is dropped."""
-        if chance_B is None or self.rate == 0.0:
-            return branch_BND
-        factor_B = (chance_B >= self.rate).to(branch_BND.dtype) / (1 - self.rate)
-        return branch_BND * factor_B[:, None, None]
+def scaled(branch_BND: torch.Tensor, factor_B: torch.Tensor | None) -> torch.Tensor:
+    """Each image's branch times its factor; None = 1."""
+    return branch_BND if factor_B is None else branch_BND * factor_B[:, None, None]
 
 
 def lecun_normal_(weight: torch.Tensor) -> None:

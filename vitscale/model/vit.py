@@ -4,13 +4,16 @@ B images of H x W pixels in C channels, P patch side, N tokens (a patch each, on
 width d, L blocks, K classes. A grid is (patches down, patches across). Sharding, checkpointing and compiling come from outside.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitscale.model.config import Grid, ViTConfig
 from vitscale.model.heads import AttentionPool, Head, PreLogits
-from vitscale.model.layers import DropPath, LayerNorm, LayerScale, lecun_normal_, xavier_linear
+from vitscale.model.layers import LayerNorm, LayerScale, drop_path_factor, lecun_normal_, scaled, xavier_linear
 from vitscale.model.posembed import PosEmbed, RelativeKeys
 from vitscale.model.resnet import STEM_EPS, Stem
 
@@ -27,7 +30,7 @@ class ViT(nn.Module):
         self.pos_embed = PosEmbed(config) if config.pos_embed in ("learned1d", "learned2d", "sincos2d") else None
         self.relative_keys = RelativeKeys(config) if config.pos_embed == "relative" else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in config.drop_path_rates)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
         self.attention_pool = AttentionPool(config, MLP(config)) if config.pool == "map" else None
         self.pre_logits = PreLogits(config.width, config.representation_size) if config.representation_size else nn.Identity()
@@ -55,17 +58,18 @@ class ViT(nn.Module):
 
     def encode(self, tokens_BND: torch.Tensor, grid: Grid, chance_BL2: torch.Tensor | None = None) -> torch.Tensor:
         """The blocks, with the position embedding before the first or before each (Table 8)."""
-        if not self.training or self.config.drop_path == 0.0:
-            chance_BL2 = None
-        elif chance_BL2 is None:
-            chance_BL2 = torch.rand(len(tokens_BND), len(self.blocks), 2, device=tokens_BND.device)
+        factor_BL2 = None
+        if self.training and self.config.drop_path:
+            if chance_BL2 is None:
+                chance_BL2 = torch.rand(len(tokens_BND), len(self.blocks), 2, device=tokens_BND.device)
+            factor_BL2 = drop_path_factor(chance_BL2, self.config.drop_path_rates).to(tokens_BND.dtype)
         for layer, block in enumerate(self.blocks):
             if self.pos_embed is not None:  # which adds where pos_embed_at says
                 tokens_BND = self.pos_embed(tokens_BND, layer, grid)
             if layer == 0:
                 tokens_BND = self.dropout(tokens_BND)
             keys_NNd = None if self.relative_keys is None else self.relative_keys(layer, grid)
-            tokens_BND = block(tokens_BND, keys_NNd, None if chance_BL2 is None else chance_BL2[:, layer])
+            tokens_BND = block(tokens_BND, keys_NNd, None if factor_BL2 is None else factor_BL2[:, layer])
         return tokens_BND
 
     def grid_of(self, images_BCHW: torch.Tensor) -> Grid:
@@ -104,7 +108,7 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each after a LayerNorm and added to its input (eq. 2 and 3)."""
 
-    def __init__(self, config: ViTConfig, drop_path: float) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.norm1 = LayerNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config.width, config.num_heads)
@@ -113,15 +117,15 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.scale2 = LayerScale(config.width, config.layer_scale) if config.layer_scale else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-        self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, tokens_BND: torch.Tensor, keys_NNd: torch.Tensor | None = None, chance_B2: torch.Tensor | None = None
+        self, tokens_BND: torch.Tensor, keys_NNd: torch.Tensor | None = None, factor_B2: torch.Tensor | None = None
     ) -> torch.Tensor:  # -> tokens_BND
-        chance1_B, chance2_B = (None, None) if chance_B2 is None else chance_B2.unbind(1)
+        """`factor_B2`: what each image's two branches are multiplied by in training (stochastic depth)."""
+        factor1_B, factor2_B = (None, None) if factor_B2 is None else factor_B2.unbind(1)
         branch_BND = self.scale1(self.dropout(self.attention(self.norm1(tokens_BND), keys_NNd)))
-        tokens_BND = tokens_BND + self.drop_path(branch_BND, chance1_B)
-        return tokens_BND + self.drop_path(self.scale2(self.mlp(self.norm2(tokens_BND))), chance2_B)
+        tokens_BND = tokens_BND + scaled(branch_BND, factor1_B)
+        return tokens_BND + scaled(self.scale2(self.mlp(self.norm2(tokens_BND))), factor2_B)
 
 
 class Attention(nn.Module):
@@ -130,6 +134,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.kernel: SDPBackend | None = None  # None = torch chooses; attention.py
         self.qkv = xavier_linear(width, width, copies=3)
         self.out = xavier_linear(width, width)
 
@@ -140,7 +145,9 @@ class Attention(nn.Module):
         bias_BhNN = None
         if keys_NNd is not None:
             bias_BhNN = torch.einsum("bhnd,nmd->bhnm", q_BhNd * q_BhNd.shape[-1] ** -0.5, keys_NNd)
-        mixed_BhNd = F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, attn_mask=bias_BhNN)
+        free = self.kernel is None or bias_BhNN is not None  # few kernels take a bias
+        with nullcontext() if free else sdpa_kernel([self.kernel, SDPBackend.MATH]):  # type: ignore[list-item]
+            mixed_BhNd = F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, attn_mask=bias_BhNN)
         return self.out(mixed_BhNd.transpose(1, 2).flatten(2))
 
 

@@ -1,0 +1,58 @@
+"""The benchmark of one GPU runs through with small models, and says all that it should; the model reads the table it writes."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from launching import clean_environment
+
+from vitscale.model import attention
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PARTS = {"correct", "steps", "zero", "attention", "endtoend", "memory"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_every_part_measures_something_sound(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=900, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    sections = found["sections"]
+    assert sections.keys() == PARTS
+    assert {row["verdict"] for row in sections["correct"]} == {"ok"}
+    rows = [row for part in sections.values() for row in part]
+    assert not [row for row in rows if "failed" in row or "out of time" in row.get("note", "")]
+    numbers = [value for row in rows for value in row.values() if isinstance(value, float)]
+    assert len(numbers) > 40 and all(map(math.isfinite, numbers))
+    rates = {row["entry"]: row["img/s"] for row in sections["steps"] if "img/s" in row}
+    assert {"ours", "ours, deterministic"} <= rates.keys() and min(rates.values()) > 0
+    assert {row.get("entry") for row in sections["zero"]} == {"bare loop", *(f"stage {stage}" for stage in range(4))}
+    markdown = (tmp_path / "gpu.md").read_text()
+    assert all(f"### {part}\n" in markdown for part in PARTS) and found["setting"]["commit"] in markdown
+
+
+def test_the_table_it_writes_is_what_the_model_reads(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from gpu_parts.attention import write_table
+    from gpu_parts.clock import Setting
+
+    table = tmp_path / "attention.toml"
+    other = '    {device = "another", dtype = "float32", head_width = 8, tokens = 5, any = "flash", deterministic = "math"},\n'
+    table.write_text(attention.TABLE.read_text().replace("rows = [\n", "rows = [\n" + other))
+    setting = Setting(torch.device("cpu"), tiny=True, seconds=1.0)
+    for fastest in ("flash", "math"):  # the second time in place of the first
+        modes = {"any": fastest, "deterministic": "flash"}
+        rows = [{"head width": 64, "tokens": 197, "mode": mode, "fastest": name} for mode, name in modes.items()]
+        write_table([*rows, {"head width": 64, "tokens": 256, "mode": "any", "fastest": "math"}], setting, table)
+    look_up = [("cpu", 64, 197, "math"), ("cpu", 64, 256, None), ("another", 8, 5, "flash")]
+    for device, width, tokens, expected in look_up:
+        found = attention.fastest(device, torch.float32, width, tokens, table)
+        assert found == (attention.KERNELS[expected] if expected else None)
+    assert table.read_text().count('device = "cpu"') == 1 and table.read_text().startswith("# The fastest kernel")
