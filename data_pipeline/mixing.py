@@ -22,7 +22,7 @@ def prepare(
     if augment.flip:
         images_BHWC = torch.where(batch.flip_B[:, None, None, None], images_BHWC.flip(2), images_BHWC)
     images_BCHW = normalise(images_BHWC, config.mean, config.std)
-    is_label_BC = batch.labels_B[:, None] == torch.arange(num_classes, device=batch.labels_B.device)
+    is_label_BC = batch.labels_B[:, None] == _classes(num_classes, batch.labels_B.device)
     spread = smoothing / num_classes
     targets_BC = torch.where(is_label_BC, 1 - smoothing + spread, spread)
     if augment.erase:
@@ -39,7 +39,9 @@ def prepare(
 def normalise(images_BHWC: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """uint8 -> float32 images_BCHW, (x / 255 - mean) / std per channel, in the order of memory that the pixels have."""
     mean_C, std_C = _levels(mean, std, images_BHWC.device)
-    return images_BHWC.sub(mean_C).div_(std_C).permute(0, 3, 1, 2)
+    return (
+        images_BHWC.float().sub_(mean_C).div_(std_C).permute(0, 3, 1, 2)
+    )  # in place: new memory costs a CPU more than the sums
 
 
 @functools.cache
@@ -47,6 +49,11 @@ def _levels(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devic
     """Both in levels of 0 to 255; filled in on the device, because a copy to it waits for it, and kept."""
     mean_C, std_C = (torch.stack([torch.full((), 255 * value, device=device) for value in of]) for of in (mean, std))
     return mean_C, std_C
+
+
+@functools.cache
+def _classes(count: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(count, device=device)
 
 
 def erase(images_BCHW: torch.Tensor, box_B4: torch.Tensor, word_B: torch.Tensor) -> torch.Tensor:
