@@ -134,11 +134,11 @@ def largest_fitting(cfg: RunConfig, cluster: Cluster, stage: int, held: Activati
 def collectives(cfg: RunConfig, stage: int, accum: int) -> list[tuple[str, int]]:
     """What a step exchanges: bytes of the whole tensor per kind. Stage 0 sums in fp32, the others in the working type.
 
-    Stages 1 and 2 sum whole buckets on every rank, though each needs its part alone. Stage 3 gathers once per step what it may
-    keep, else before each use.
+    Stages 1 and 2 sum whole buckets on every rank, though each needs its part alone. Stage 3 gathers once per micro-step what
+    it may keep, else before each use.
     """
     count, element = num_parameters(cfg.model), DTYPES[cfg.hardware.precision].itemsize
-    whole, gathers = element * count, 1 if count <= MAX_LIVE_ELEMENTS else 2 * accum
+    whole, gathers = element * count, accum if count <= MAX_LIVE_ELEMENTS else 2 * accum
     return {
         0: [("all-reduce", 4 * count)],
         1: [("all-reduce", whole), ("all-gather", whole)],
