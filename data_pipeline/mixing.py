@@ -20,19 +20,19 @@ def prepare(
     augment = config.augment
     images_BHWC = batch.images_BHWC
     if augment.flip:
-        images_BHWC = torch.where(batch.flip_B[:, None, None, None], images_BHWC.flip(2), images_BHWC)
+        images_BHWC = torch.where(batch.flip_B.view(-1, 1, 1, 1), images_BHWC.flip(2), images_BHWC)
     images_BCHW = normalise(images_BHWC, config.mean, config.std)
-    is_label_BC = batch.labels_B[:, None] == _classes(num_classes, batch.labels_B.device)
+    is_label_BC = batch.labels_B.unsqueeze(1) == _classes(num_classes, batch.labels_B.device)
     spread = smoothing / num_classes
     targets_BC = torch.where(is_label_BC, 1 - smoothing + spread, spread)
     if augment.erase:
         images_BCHW = erase(images_BCHW, batch.erase_B4, batch.noise_B)
     if augment.mixes:
-        weight_B111 = batch.mix_B[:, None, None, None]
+        weight_B111 = batch.mix_B.view(-1, 1, 1, 1)
         if augment.cutmix:
             weight_B111 = own_weight(batch.mix_B, batch.cut_B4, *images_BCHW.shape[2:])[:, None]
         images_BCHW = mix(images_BCHW, weight_B111, config.mix_group, config.repeated)
-        targets_BC = mix(targets_BC, batch.mix_B[:, None], config.mix_group, config.repeated)
+        targets_BC = mix(targets_BC, batch.mix_B.unsqueeze(1), config.mix_group, config.repeated)
     return images_BCHW.to(dtype), targets_BC
 
 

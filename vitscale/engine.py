@@ -147,8 +147,7 @@ class Engine:
     @property
     def grad_norm(self) -> torch.Tensor:
         """Global norm of the last update's gradient, before clipping; not finite where the update was skipped."""
-        norm = torch.as_tensor(self._stepper.grad_norm(), dtype=torch.float32, device=self.world.device)
-        return torch.where(norm >= 0, norm, torch.nan)
+        return self._stepper.grad_norm()
 
     def fragments(self, replicas: bool = False) -> Iterator[Fragment]:
         """What this rank owns of every parameter; together the ranks own each element exactly once.

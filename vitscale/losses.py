@@ -19,18 +19,17 @@ class Reading:
     """This rank's loss and the global norm of the gradient, on their way to the host."""
 
     def __init__(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
-        self._values, self._event = torch.stack([loss, grad_norm]), None
+        self._values, self._event = (loss, grad_norm), None
         if loss.is_cuda:
-            on_device, self._values = self._values, torch.empty(2, pin_memory=True)
-            self._values.copy_(on_device, non_blocking=True)
-            self._event = torch.cuda.Event()
+            on_host = torch.empty(2, pin_memory=True).copy_(torch.stack(self._values), non_blocking=True)
+            self._values, self._event = (on_host[0], on_host[1]), torch.cuda.Event()
             self._event.record()
 
     def read(self) -> tuple[float, float]:
         if self._event is not None:
             self._event.synchronize()
-        loss, grad_norm = self._values.tolist()
-        return loss, grad_norm
+        loss, grad_norm = self._values
+        return float(loss), float(grad_norm)
 
 
 class Settled(NamedTuple):

@@ -55,8 +55,8 @@ class Pieces(NamedTuple):
 class Stepping:
     """What all optimisers here add to torch's: they skip bad updates, and keep an average of the weights.
 
-    `grad_norm` gives the global norm, equal on every rank, so that all ranks skip or none; DeepSpeed marks a norm that is not
-    finite by a negative value. torch's fused steps obey `found_inf` on the device.
+    `grad_norm` gives the global norm, equal on every rank, so that all ranks skip or none. torch's fused steps obey `found_inf`
+    on the device.
     """
 
     grad_norm: Callable[[], torch.Tensor | float | None] = staticmethod(lambda: None)
@@ -69,7 +69,7 @@ class Stepping:
     def step(self, closure: Any = None) -> Any:
         norm = self.grad_norm()
         if isinstance(norm, torch.Tensor):
-            self.found_inf = (~torch.isfinite(norm) | (norm < 0)).float().reshape(())
+            self.found_inf = (~torch.isfinite(norm)).float().reshape(())
         result = super().step(closure)  # type: ignore[misc]
         if self.ema_decay is not None:
             weights = [weights for group in self.param_groups for weights in group["params"]]  # type: ignore[attr-defined]

@@ -227,7 +227,7 @@ def snapshot(model, optimizer):
     return [*(p.detach().clone() for p in model.parameters()), *state]
 
 
-@pytest.mark.parametrize(("norm", "gradient"), [(np.nan, np.nan), (np.inf, np.inf), (np.inf, 1e30), (-1.0, np.nan)])
+@pytest.mark.parametrize(("norm", "gradient"), [(np.nan, np.nan), (np.inf, np.inf), (np.inf, 1e30)])
 @pytest.mark.parametrize(("name", "moment_dtype"), KINDS)
 @pytest.mark.parametrize("steps_before", [0, 2])
 def test_a_norm_that_is_not_finite_changes_nothing_and_the_next_step_moves(name, moment_dtype, norm, gradient, steps_before):
