@@ -78,7 +78,7 @@ def inside(box_B4: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def mix(values: torch.Tensor, weight: torch.Tensor, group: int, shift: int = 1) -> torch.Tensor:
     """weight * own + (1 - weight) * that of `shift` slots on, wrapping round inside each group; the weight broadcasts."""
     neighbours = values.index_select(0, _neighbours(len(values), group, shift, values.device))
-    return torch.lerp(neighbours, values, weight.to(values.dtype))
+    return torch.lerp(neighbours, values, weight)
 
 
 @functools.cache

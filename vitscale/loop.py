@@ -62,7 +62,8 @@ def fit(
             settle(losses, ledger, bad_steps, state, keep=0 if log_now or eval_now or save_now else 1)
             if world.stopping:
                 break
-            progress.update(state.step, losses.latest, meter.images_per_s(), meter.seconds_left(cadence.total - state.step))
+            if progress.is_due(state.step):
+                progress.update(state.step, losses.latest, meter.images_per_s(), meter.seconds_left(cadence.total - state.step))
             if log_now or save_now:
                 ledger.settle(state)
                 losses.hash(state)

@@ -36,9 +36,11 @@ class TrainProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def is_due(self, step: int) -> bool:
+        """A line each few seconds and at the end, a bar at each step."""
+        return not self._bar.disable or (self._show and (time.monotonic() - self._last > LINE_EVERY_S or step == self._total))
+
     def update(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
-        if self._bar.disable and not (self._show and (time.monotonic() - self._last > LINE_EVERY_S or step == self._total)):
-            return
         known = "" if math.isnan(loss) else f"loss {loss:.3f}  "  # it comes one step late
         text = f"{known}{images_per_s:,.0f} images/s  {timedelta(seconds=round(seconds_left))} left"
         if not self._bar.disable:

@@ -56,7 +56,7 @@ PARTS: Places = {
     "loss on its way": [(loop, "Reading"), (loop.Losses, "add")],
     "loss read": [(loop.Losses, "settle"), (loop.Losses, "hash")],
     "meter": [(Meter, "step"), (Meter, "images_per_s"), (Meter, "seconds_left")],
-    "progress": [(TrainProgress, "update")],
+    "progress": [(TrainProgress, "is_due"), (TrainProgress, "update")],
     "ledger and bad steps": [(Ledger, "note"), (BadSteps, "note")],
 }
 

@@ -81,7 +81,7 @@ def test_mix_is_the_neighbours_of_each_group(group, shape):
 def test_views_of_an_image_are_never_mixed_with_each_other(repeated, group, begin):
     """Each image stands in `repeated` slots, one after another; groups begin at any of them."""
     images = (np.arange(4 * group) + begin) // repeated
-    partners = mix(torch.from_numpy(images.astype(float)), torch.zeros(4 * group), group, repeated).numpy()
+    partners = mix(torch.from_numpy(images.astype(float)), torch.zeros(4 * group, dtype=torch.float64), group, repeated).numpy()
     assert (partners != images).all()
     assert (partners.reshape(4, group).sum(1) == images.reshape(4, group).sum(1)).all()
 
