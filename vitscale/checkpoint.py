@@ -38,6 +38,7 @@ def restore(run: RunDir, engine: Engine, data: str) -> TrainState:
         _read_fragments(engine, path / "engine")
     engine.num_updates = state.num_updates
     engine.spread()
+    state.loss_sum *= world.size / state.loss_ranks  # exact on as many ranks as before
     if not world.is_main:
         state.fingerprint, state.loss_sum = 0, 0.0  # what is stored are sums over ranks
     return state

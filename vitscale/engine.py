@@ -78,6 +78,8 @@ class Engine:
         if self.stage == 0:
             self._engine.zero_grad = lambda: None  # `Replicated` has done it, without a walk through all modules
             self._engine.enable_backward_allreduce = world.size > 1  # else gradients would be copied out and back for nothing
+        elif self.stage == 3:
+            self._zero._get_norm_groups = lambda: [self._global_norm()]
         else:
             self._zero.scaled_global_norm = self._global_norm
         self._places = list(self._find_places())

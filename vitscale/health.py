@@ -94,7 +94,8 @@ class Watch:
 
     def _pass_on_stop(self) -> None:
         world = self._world
-        due = time.time() > self._deadline - 2 * world.save_s  # one save may be in flight before the last
+        # One save may be in flight before the last; the step at work ends, the next is lost, and one more may be under way.
+        due = time.time() > self._deadline - 2 * world.save_s - 3 * world.phases.step_s
         if not world.stop_requested:
             reason = "deadline" if due else "stop file" if world.is_main and self._run.stop.exists() else ""
             if reason or self._store.check(["stop"]):

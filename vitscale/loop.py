@@ -48,7 +48,7 @@ def fit(
 ) -> bool:
     """Train until the last step, or a stop that all ranks agree on; True = all is done. Call on every rank."""
     world, meter = engine.world, Meter.of(cfg, engine.world)
-    losses = Losses(world, cfg.train.global_batch)
+    losses, lag = Losses(world, cfg.train.global_batch), int(world.device.type == "cuda")  # a CPU has its numbers at once
     ledger = Ledger(run.ledger, cfg.data.bad_samples, world, state.step)
     bad_steps = BadSteps(run.bad_steps, cfg.train.max_bad_steps, shards, world, state.step)
     saver, saved = Saver(run, engine, cfg.checkpoint, cadence.keep), state.step
@@ -59,7 +59,7 @@ def fit(
             meter.step()
             last = state.step == cadence.total
             log_now, eval_now, save_now = (last or due(state.step, n) for n in (cadence.log, cadence.eval, cadence.save))
-            settle(losses, ledger, bad_steps, state, keep=0 if log_now or eval_now or save_now else 1)
+            settle(losses, ledger, bad_steps, state, keep=0 if log_now or eval_now or save_now else lag)
             if world.stopping:
                 break
             if progress.is_due(state.step):

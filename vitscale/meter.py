@@ -51,7 +51,8 @@ class Meter:
 
     def step(self) -> None:
         now = self._training_s()
-        self._step_times.append(now - self._last_step)
+        self._phases.step_s = now - self._last_step
+        self._step_times.append(self._phases.step_s)
         self._last_step = now
         self._num_steps += 1
         self._phases.step += 1

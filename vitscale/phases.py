@@ -21,7 +21,7 @@ class Phases:
         """`age_s`: how long the process has been there."""
         self._clock = clock
         self.name: Phase = "start"
-        self.step = 0
+        self.step, self.step_s = 0, 0.0  # and how long the one before took
         self.since = self._began = clock() - age_s  # `since`: last sign of progress
         self._spent: dict[str, float] = dict.fromkeys(get_args(Phase), 0.0)
         launched = float(os.environ.get("VITSCALE_LAUNCHED") or 0)

@@ -145,6 +145,7 @@ class Saver:
         total = {
             "fingerprint": sum(fingerprints) % 2**64,
             "loss_sum": math.fsum(losses),
+            "loss_ranks": world.size,
             "num_updates": self._engine.num_updates,
         }
         now = dataclasses.replace(state, scores=dict(state.scores), bad_steps=list(state.bad_steps), **total)

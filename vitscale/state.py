@@ -16,6 +16,7 @@ class TrainState:
     fingerprint: int = 0  # running hash of which sample was in which slot; this rank's part of the sum modulo 2^64
     loss_sum: float = 0.0  # of the steps since the last point of the curves; this rank's part of the sum over ranks
     loss_steps: int = 0
+    loss_ranks: int = 1  # that the sum in a checkpoint is over
     num_updates: float = 0.0  # updates applied by the optimiser
     skipped: int = 0  # images that were replaced, of all ranks
     data: str = ""  # digest of the training manifests

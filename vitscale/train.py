@@ -16,6 +16,7 @@ if __name__ == "__main__":  # first of all: the imports below take seconds in wh
 import contextlib
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.cache import Cache
@@ -97,7 +98,7 @@ def train(cfg: RunConfig, run: RunDir, tracker: Tracker, world: World) -> tuple[
     world.phases.take_up(state)
     note_start(cfg, run, state, tracker, world)
     announce(cfg, run, state, cadence, engine)
-    batches = tell_start(build_train_loader(shards, cfg, state.step, cadence.total, world), cfg, world)
+    batches = Started(build_train_loader(shards, cfg, state.step, cadence.total, world), cfg, world)
     return state, fit(cfg, cadence, engine, batches, shards, validation, state, run, tracker)
 
 
@@ -198,17 +199,24 @@ def announce(cfg: RunConfig, run: RunDir, state: TrainState, cadence: Cadence, e
     )
 
 
-def tell_start(batches: Iterable[Batch], cfg: RunConfig, world: World) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class Started:
     """The same batches; after the first step a line that says what the start took, part by part."""
-    for number, batch in enumerate(batches):
-        if number == 0:
-            world.phases.part("first batch")
-        yield batch
-        if number == 0:
-            world.phases.part("first step, compiling" if cfg.hardware.compile else "first step")
-            parts = world.phases.start_s
-            listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
-            say(f"{cfg.name}: first step done after {sum(parts.values()):.1f} s: {listed}", world.is_main)
+
+    batches: Iterable[Batch]
+    cfg: RunConfig
+    world: World
+
+    def __iter__(self) -> Iterator[Batch]:  # who iterates owns the loader's threads, and ends them
+        for number, batch in enumerate(self.batches):
+            if number == 0:
+                self.world.phases.part("first batch")
+            yield batch
+            if number == 0:
+                self.world.phases.part("first step, compiling" if self.cfg.hardware.compile else "first step")
+                parts = self.world.phases.start_s
+                listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
+                say(f"{self.cfg.name}: first step done after {sum(parts.values()):.1f} s: {listed}", self.world.is_main)
 
 
 def finish(cfg: RunConfig, run: RunDir, tracker: Tracker, state: TrainState, finished: bool, reason: str) -> None:

@@ -24,11 +24,12 @@ from data_pipeline.order import Order
 from data_pipeline.stream import PREFETCH_STEPS, Shards
 from vitscale.cadence import Cadence
 from vitscale.config import RunConfig
-from vitscale.engine import Engine
-from vitscale.loop import Losses, train_step
+from vitscale.loop import train_step
+from vitscale.losses import Losses
 from vitscale.meter import Meter
 from vitscale.model.build import build
 from vitscale.state import TrainState
+from vitscale.train import build_engine
 from vitscale.world import World
 
 ASKED = (0.25, 0.5, 0.75, 0.9, 1.1)  # of the loader's own rate; the last is more than it has
@@ -51,8 +52,8 @@ class Trainer:
 
     def __init__(self, cfg: RunConfig, world: World) -> None:
         self.cfg, self.world = cfg, world
-        self.engine = Engine(build(cfg.model), cfg.optim, cfg.hardware, cfg.train.global_batch, 1, world)
-        self.state, self.losses, self.cadence = TrainState(), Losses(), Cadence.of(cfg, 512)
+        self.engine, self.losses = build_engine(build(cfg.model), cfg, world), Losses(world, cfg.train.global_batch)
+        self.state, self.cadence = TrainState(), Cadence.of(cfg, 512)
 
     def run(self, batches: Iterable[Batch], images: int, seconds: float) -> Iterator[Times]:
         """As in `vitscale.loop.fit`."""
@@ -61,9 +62,9 @@ class Trainer:
         for batch in self.meter.waiting(self.world.until_stop(batches)):
             arrived = time.perf_counter()
             part = next(batch.split(images))
-            self.losses.add(train_step(self.engine, part, self.cfg, self.state, self.cadence))
+            self.losses.add(train_step(self.engine, part, self.cfg, self.state.step, self.cadence), part, self.state)
             self.meter.step()
-            self.losses.settle(self.state, keep=1)
+            self.losses.settle(self.state, keep=0)
             launched = time.perf_counter()
             time.sleep(max(0.0, arrived + seconds - launched))
             now = time.perf_counter()

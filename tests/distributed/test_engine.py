@@ -118,6 +118,7 @@ def test_resume_on_another_layout_goes_on_to_rounding(
     first, other = found["elastic"], find("elastic", procs, tiny, *layout)["elastic"]
     assert (first["start"], other["start"]) == (0, 3)
     np.testing.assert_allclose(other["losses"], first["losses"][3:], rtol=1e-5)
+    assert other["curve"] == pytest.approx(first["curve"], rel=1e-5)
     np.testing.assert_allclose(other["weights"], first["weights"], atol=2e-5)
     assert other["fingerprint"] == first["fingerprint"]
     assert other["eval"]["eval/images"] == first["eval"]["eval/images"] == 100

@@ -114,11 +114,13 @@ def elastic(cfg: RunConfig, world: World) -> dict:
     path = training.save()
     weights = torch.cat([tensor.flatten() for _, tensor in sorted(load_file(path / WEIGHTS).items())])
     state = json.loads((path / "state.json").read_text())
+    curve = sum(world.gather(training.state.loss_sum)) / world.size / training.state.loss_steps
     verdict = build_validation(cfg, world).judge(training.engine)
     training.close()
     return {
         "start": start,
         "losses": losses,
+        "curve": curve,
         "weights": weights.tolist(),
         "fingerprint": state["fingerprint"],
         "eval": verdict.scores,
