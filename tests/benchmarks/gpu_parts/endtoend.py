@@ -3,11 +3,14 @@
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from data_pipeline.bench import make
 from data_pipeline.loader import Batch
@@ -27,6 +30,7 @@ from vitscale.world import World
 
 PREFETCHED = 3  # steps at the begin of a turn whose images were ready before: not counted
 SAVE_EVERY = 50
+LOG_EVERY = 10
 LANES = 8
 
 
@@ -40,7 +44,7 @@ class Plan(NamedTuple):
     stalls: int  # steps of the run with checkpoints and tracking; 0 = none
 
 
-PLANS = {"L/16@224": Plan({"name": "vit-l16"}, 256, 20, 2, 120), "H/14@224": Plan({"name": "vit-h14"}, 128, 20, 2, 0)}
+PLANS = {"L/16@224": Plan({"name": "vit-l16"}, 256, 20, 2, 160), "H/14@224": Plan({"name": "vit-h14"}, 128, 20, 2, 0)}
 SMALL = {"patch_size": 8, "width": 64, "depth": 2, "num_heads": 4, "mlp_dim": 256, "image_size": 32, "num_classes": 10}
 TINY_PLANS = {"tiny@32": Plan(SMALL, 16, 5, 2, 12)}
 
@@ -71,7 +75,7 @@ def recipe(name: str, plan: Plan, folder: Path, setting: Setting) -> RunConfig:
     every = max(1, min(SAVE_EVERY, plan.stalls // 3))
     values = {"name": name, "runs": str(folder / "runs"), "model": plan.model, "data": {**data, "mix_group": 8}}
     values |= {"train": {"global_batch": plan.global_batch, "total": {"steps": total}}, "optim": {"lr": 1e-4}}
-    values |= {"checkpoint": {"every": {"steps": every}}, "tracking": {"log_every": 10 * total}}
+    values |= {"checkpoint": {"every": {"steps": every}}, "tracking": {"log_every": LOG_EVERY}}
     return RunConfig.model_validate({**values, "hardware": hardware})
 
 
@@ -87,6 +91,13 @@ def run_plan(cfg: RunConfig, plan: Plan, setting: Setting, world: World) -> Iter
             yield {"what": "step times with checkpoints and tracking", "note": "out of time"}
         training.engine._engine.destroy()  # its hooks would keep it
     run.release()
+
+
+def stamped(batches: Iterable[Batch], times: list[float]) -> Iterator[Batch]:
+    """The same batches; when each was taken."""
+    for batch in batches:
+        times.append(time.perf_counter())
+        yield batch
 
 
 class Training:
@@ -135,16 +146,13 @@ class Training:
         """The whole loop, with a checkpoint every so many steps and the courier at work."""
         validation = build_validation(self.cfg, self.world)
         self.cadence = replace(self.cadence, total=self.state.step + plan.stalls)
-        batches = self.loader()
+        times: list[float] = []
+        batches = stamped(self.loader(), times)
         fit(self.cfg, self.cadence, self.engine, batches, self.shards, validation, self.state, self.run, self.tracker)
         lines = [json.loads(line) for line in self.run.metrics.read_text().splitlines()]
         metrics = {key: value for line in lines for key, value in line["metrics"].items()}
-        p50, p99 = metrics["speed/step_s_p50"], metrics["speed/step_s_p99"]
-        found = {
-            "median s": p50,
-            "p99 / median": p99 / p50,
-            "max s": metrics["speed/step_s_max"],
-            "target": "p99 / median <= 1.05",
-        }
-        blocked = f"a save blocks {metrics['checkpoint/blocked_s']:.2f} s, beside the steps"
+        steps = np.diff(times)[2:]  # from batch to batch, saves and log points included
+        p50, p99, most = np.percentile(steps, [50, 99, 100]).tolist()
+        found = {"median s": p50, "p99 / median": p99 / p50, "max s": most, "target": "p99 / median <= 1.05"}
+        blocked = f"a save blocks {metrics['checkpoint/blocked_s']:.2f} s"
         return {"what": f"{plan.stalls} steps, a checkpoint every {self.cadence.save}", **found, "note": blocked}
