@@ -39,9 +39,8 @@ def prepare(
 def normalise(images_BHWC: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """uint8 -> float32 images_BCHW, (x / 255 - mean) / std per channel, in the order of memory that the pixels have."""
     mean_C, std_C = _levels(mean, std, images_BHWC.device)
-    return (
-        images_BHWC.float().sub_(mean_C).div_(std_C).permute(0, 3, 1, 2)
-    )  # in place: new memory costs a CPU more than the sums
+    # In place: new memory would cost a CPU more than the sums.
+    return images_BHWC.float().sub_(mean_C).div_(std_C).permute(0, 3, 1, 2)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from data_pipeline.loader import Batch
 from data_pipeline.stream import Shards
 from vitscale.errors import DivergedError
 from vitscale.history import Log
-from vitscale.losses import Settled
+from vitscale.readings import Settled
 from vitscale.state import TrainState
 from vitscale.world import World
 

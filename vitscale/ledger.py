@@ -5,7 +5,7 @@ from pathlib import Path
 from data_pipeline.bad_samples import check_fraction
 from data_pipeline.config import BadSamplesConfig
 from vitscale.history import Log
-from vitscale.losses import Settled
+from vitscale.readings import Settled
 from vitscale.state import TrainState
 from vitscale.world import World
 

@@ -22,11 +22,11 @@ from vitscale.courier import Tracker
 from vitscale.engine import Engine
 from vitscale.ledger import Ledger
 from vitscale.loss import LOSSES
-from vitscale.losses import Losses, Reading
 from vitscale.meter import Meter, peak_memory_gib
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import read_model_info
 from vitscale.progress import TrainProgress, say
+from vitscale.readings import Reading, Readings
 from vitscale.rundir import RunDir
 from vitscale.saving import Saver
 from vitscale.state import TrainState
@@ -48,28 +48,30 @@ def fit(
 ) -> bool:
     """Train until the last step, or a stop that all ranks agree on; True = all is done. Call on every rank."""
     world, meter = engine.world, Meter.of(cfg, engine.world)
-    losses, lag = Losses(world, cfg.train.global_batch), int(world.device.type == "cuda")  # a CPU has its numbers at once
+    readings, lag = Readings(world, cfg.train.global_batch), int(world.device.type == "cuda")  # a CPU has its numbers at once
     ledger = Ledger(run.ledger, cfg.data.bad_samples, world, state.step)
     bad_steps = BadSteps(run.bad_steps, cfg.train.max_bad_steps, shards, world, state.step)
     saver, saved = Saver(run, engine, cfg.checkpoint, cadence.keep), state.step
     evaluate_owed(engine, validation, state, tracker, run)
     with TrainProgress(cfg.name, state.step, cadence.total, world.is_main) as progress, saver:
         for batch in meter.waiting(world.or_none(batches, cadence.total - state.step)):
-            losses.add(train_step(engine, batch, cfg, state.step, cadence), batch, state)
+            readings.add(train_step(engine, batch, cfg, state.step, cadence), batch, state)
             meter.step()
             last = state.step == cadence.total
             log_now, eval_now, save_now = (last or due(state.step, n) for n in (cadence.log, cadence.eval, cadence.save))
-            settle(losses, ledger, bad_steps, state, keep=0 if log_now or eval_now or save_now else lag)
+            settle(readings, ledger, bad_steps, state, keep=0 if log_now or eval_now or save_now else lag)
             if world.stopping:
                 break
             if progress.is_due(state.step):
-                progress.update(state.step, losses.latest, meter.images_per_s(), meter.seconds_left(cadence.total - state.step))
+                progress.update(
+                    state.step, readings.latest, meter.images_per_s(), meter.seconds_left(cadence.total - state.step)
+                )
             if log_now or save_now:
                 ledger.settle(state)
-                losses.hash(state)
+                readings.hash(state)
             if log_now:
                 loss, samples, load = gather(state, world)
-                tracker.log(state.step, "train", {**report(loss, losses, state, meter, cfg, cadence), **load}, samples)
+                tracker.log(state.step, "train", {**report(loss, readings, state, meter, cfg, cadence), **load}, samples)
             if eval_now:
                 state.owes_eval = not validation.is_empty
                 evaluate_owed(engine, validation, state, tracker, run)
@@ -77,9 +79,9 @@ def fit(
                 save(saver, world, state, tracker, last)
                 saved = state.step
         if saved < state.step:  # stopped in between
-            settle(losses, ledger, bad_steps, state, keep=0)
+            settle(readings, ledger, bad_steps, state, keep=0)
             ledger.settle(state)
-            losses.hash(state)
+            readings.hash(state)
             save(saver, world, state, tracker, last=True)
         saver.settle(last=True)
     return state.step == cadence.total and not state.owes_eval
@@ -128,14 +130,16 @@ def drop_path_chance(slots: Slots, cfg: RunConfig, device: torch.device) -> tupl
     return (uniform_noise(word_B, cfg.model.depth, 2),)
 
 
-def settle(losses: Losses, ledger: Ledger, bad_steps: BadSteps, state: TrainState, keep: int) -> None:
+def settle(readings: Readings, ledger: Ledger, bad_steps: BadSteps, state: TrainState, keep: int) -> None:
     """Take in the numbers of the steps just made, but for the newest `keep`. Call on every rank."""
-    for made in losses.settle(state, keep):
+    for made in readings.settle(state, keep):
         ledger.note(made)
         bad_steps.note(made, state)
 
 
-def report(loss: float, losses: Losses, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence) -> dict[str, float]:
+def report(
+    loss: float, readings: Readings, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence
+) -> dict[str, float]:
     """One point of the training curves, over the steps since the last one; `loss` is the sum over steps, of all ranks' mean."""
     loss = loss / state.loss_steps if state.loss_steps else math.nan
     state.loss_sum, state.loss_steps = 0.0, 0
@@ -144,7 +148,7 @@ def report(loss: float, losses: Losses, state: TrainState, meter: Meter, cfg: Ru
     return {
         "train/loss": loss,
         "train/lr": lr,
-        "train/grad_norm": losses.grad_norm,
+        "train/grad_norm": readings.grad_norm,
         "train/skipped_updates": len(state.bad_steps),
         **skipped,
         **meter.report(cadence.total - state.step),

@@ -25,9 +25,9 @@ from data_pipeline.stream import PREFETCH_STEPS, Shards
 from vitscale.cadence import Cadence
 from vitscale.config import RunConfig
 from vitscale.loop import train_step
-from vitscale.losses import Losses
 from vitscale.meter import Meter
 from vitscale.model.build import build
+from vitscale.readings import Readings
 from vitscale.state import TrainState
 from vitscale.train import build_engine
 from vitscale.world import World
@@ -52,7 +52,7 @@ class Trainer:
 
     def __init__(self, cfg: RunConfig, world: World) -> None:
         self.cfg, self.world = cfg, world
-        self.engine, self.losses = build_engine(build(cfg.model), cfg, world), Losses(world, cfg.train.global_batch)
+        self.engine, self.readings = build_engine(build(cfg.model), cfg, world), Readings(world, cfg.train.global_batch)
         self.state, self.cadence = TrainState(), Cadence.of(cfg, 512)
 
     def run(self, batches: Iterable[Batch], images: int, seconds: float) -> Iterator[Times]:
@@ -62,9 +62,9 @@ class Trainer:
         for batch in self.meter.waiting(self.world.until_stop(batches)):
             arrived = time.perf_counter()
             part = next(batch.split(images))
-            self.losses.add(train_step(self.engine, part, self.cfg, self.state.step, self.cadence), part, self.state)
+            self.readings.add(train_step(self.engine, part, self.cfg, self.state.step, self.cadence), part, self.state)
             self.meter.step()
-            self.losses.settle(self.state, keep=0)
+            self.readings.settle(self.state, keep=0)
             launched = time.perf_counter()
             time.sleep(max(0.0, arrived + seconds - launched))
             now = time.perf_counter()

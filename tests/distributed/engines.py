@@ -15,9 +15,9 @@ from vitscale.config import RunConfig
 from vitscale.engine import Engine, import_deepspeed
 from vitscale.errors import LaunchError
 from vitscale.loop import train_step
-from vitscale.losses import Reading
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
+from vitscale.readings import Reading
 from vitscale.state import TrainState
 from vitscale.train import build_engine, build_train_loader, open_shards
 from vitscale.world import World

@@ -20,10 +20,10 @@ from vitscale.checkpoint import restore
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
 from vitscale.loop import train_step
-from vitscale.losses import Losses
 from vitscale.model.build import build
 from vitscale.model.config import ViTConfig
 from vitscale.modelinfo import WEIGHTS
+from vitscale.readings import Readings
 from vitscale.retention import complete
 from vitscale.rundir import RunDir
 from vitscale.saving import Saver
@@ -53,12 +53,12 @@ class Training:
 
     def go(self, stop: int) -> list[float]:
         """Train to a step; the loss of every step on the way."""
-        history, losses = [], Losses(self.world, self.cfg.train.global_batch)
+        history, readings = [], Readings(self.world, self.cfg.train.global_batch)
         for batch in build_train_loader(self.train, self.cfg, self.state.step, stop, self.world):
-            losses.add(train_step(self.engine, batch, self.cfg, self.state.step, self.cadence), batch, self.state)
-            losses.settle(self.state, keep=0)
-            history.append(statistics.fmean(self.world.gather(losses.latest)))
-        losses.hash(self.state)
+            readings.add(train_step(self.engine, batch, self.cfg, self.state.step, self.cadence), batch, self.state)
+            readings.settle(self.state, keep=0)
+            history.append(statistics.fmean(self.world.gather(readings.latest)))
+        readings.hash(self.state)
         return history
 
     def save(self) -> Path:

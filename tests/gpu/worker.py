@@ -19,8 +19,8 @@ from vitscale.cadence import Cadence
 from vitscale.config import RunConfig
 from vitscale.engine import Engine
 from vitscale.loop import train_step
-from vitscale.losses import Reading
 from vitscale.model.build import build
+from vitscale.readings import Reading
 from vitscale.state import TrainState
 from vitscale.world import World, end_process
 

@@ -14,7 +14,7 @@ from data_pipeline.stream import Shards
 from vitscale.badsteps import BadSteps
 from vitscale.config import HardwareConfig
 from vitscale.errors import DivergedError
-from vitscale.losses import Settled
+from vitscale.readings import Settled
 from vitscale.state import TrainState
 from vitscale.world import World
 

@@ -13,7 +13,7 @@ from data_pipeline.order import Order, Slots
 from data_pipeline.stream import Shards
 from vitscale.badsteps import BadSteps
 from vitscale.history import History
-from vitscale.losses import Settled
+from vitscale.readings import Settled
 from vitscale.state import TrainState
 from vitscale.world import World
 

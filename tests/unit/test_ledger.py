@@ -12,7 +12,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loader import blank
 from vitscale.config import HardwareConfig
 from vitscale.ledger import Ledger
-from vitscale.losses import Settled
+from vitscale.readings import Settled
 from vitscale.state import TrainState
 from vitscale.world import World
 

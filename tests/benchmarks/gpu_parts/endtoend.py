@@ -21,8 +21,8 @@ from vitscale.config import HardwareConfig, RunConfig
 from vitscale.courier import Tracker
 from vitscale.engine import import_deepspeed
 from vitscale.loop import fit, train_step
-from vitscale.losses import Losses
 from vitscale.model.build import build
+from vitscale.readings import Readings
 from vitscale.rundir import RunDir
 from vitscale.state import TrainState
 from vitscale.train import build_engine, build_train_loader, build_validation, open_run, open_shards
@@ -115,11 +115,11 @@ class Training:
 
     def steps(self, batches: Iterable[Batch]) -> None:
         """As vitscale/loop.py steps: what a step gave is read one step later."""
-        losses = Losses(self.world, self.cfg.train.global_batch)
+        readings = Readings(self.world, self.cfg.train.global_batch)
         for batch in batches:
-            losses.add(train_step(self.engine, batch, self.cfg, self.state.step, self.cadence), batch, self.state)
-            losses.settle(self.state, keep=1)
-        losses.settle(self.state, keep=0)
+            readings.add(train_step(self.engine, batch, self.cfg, self.state.step, self.cadence), batch, self.state)
+            readings.settle(self.state, keep=1)
+        readings.settle(self.state, keep=0)
 
     def rates(self, plan: Plan, setting: Setting) -> Row:
         """Turns of steps from the loader and on a kept batch: the same step, the copy to the device included."""

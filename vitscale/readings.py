@@ -50,7 +50,7 @@ class UnderWay(NamedTuple):
     samples: int
 
 
-class Losses:
+class Readings:
     """Takes in what steps have found. Call every method on every rank."""
 
     def __init__(self, world: World, global_batch: int) -> None:
