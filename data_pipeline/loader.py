@@ -150,10 +150,8 @@ def _empty(slots: Slots, mix: np.ndarray, cut: np.ndarray, weight: np.ndarray, s
 
 def blank(count: int, size: int) -> Batch:
     """A batch of no images."""
-    slots = Slots(*np.zeros((2, count), np.int64))
-    return _empty(
-        slots, np.ones(count, np.float32), np.zeros((count, 4), np.int32), np.zeros(count, np.float32), size, pin=False
-    )
+    nothing, uncut = np.zeros(count, np.int64), np.zeros((count, 4), np.int32)
+    return _empty(Slots(nothing, nothing), np.ones(count, np.float32), uncut, np.zeros(count, np.float32), size, pin=False)
 
 
 def _images(count: int, used: int, size: int, pin: bool) -> torch.Tensor:

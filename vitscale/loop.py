@@ -63,26 +63,24 @@ def fit(
             if world.stopping:
                 break
             if progress.is_due(state.step):
-                progress.update(
-                    state.step, readings.latest, meter.images_per_s(), meter.seconds_left(cadence.total - state.step)
-                )
+                left_s = meter.seconds_left(cadence.total - state.step)
+                progress.update(state.step, readings.latest, meter.images_per_s(), left_s)
             if log_now or save_now:
                 ledger.settle(state)
-                readings.hash(state)
             if log_now:
-                loss, samples, load = gather(state, world)
-                tracker.log(state.step, "train", {**report(loss, readings, state, meter, cfg, cadence), **load}, samples)
+                loss, samples, load = gather(readings, state)
+                point = {**report(loss, readings.grad_norm, state, meter, cfg, cadence), **load}
+                tracker.log(state.step, "train", point, samples)
             if eval_now:
                 state.owes_eval = not validation.is_empty
                 evaluate_owed(engine, validation, state, tracker, run)
             if save_now:
-                save(saver, world, state, tracker, last)
+                save(saver, readings, state, tracker, last)
                 saved = state.step
         if saved < state.step:  # stopped in between
             settle(readings, ledger, bad_steps, state, keep=0)
             ledger.settle(state)
-            readings.hash(state)
-            save(saver, world, state, tracker, last=True)
+            save(saver, readings, state, tracker, last=True)
         saver.settle(last=True)
     return state.step == cadence.total and not state.owes_eval
 
@@ -137,18 +135,15 @@ def settle(readings: Readings, ledger: Ledger, bad_steps: BadSteps, state: Train
         bad_steps.note(made, state)
 
 
-def report(
-    loss: float, readings: Readings, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence
-) -> dict[str, float]:
-    """One point of the training curves, over the steps since the last one; `loss` is the sum over steps, of all ranks' mean."""
-    loss = loss / state.loss_steps if state.loss_steps else math.nan
+def report(loss: float, norm: float, state: TrainState, meter: Meter, cfg: RunConfig, cadence: Cadence) -> dict[str, float]:
+    """One point of the training curves, over the steps since the last one."""
     state.loss_sum, state.loss_steps = 0.0, 0
     lr = cadence.learning_rate(state.step - 1, cfg.optim)
     skipped = {"data/skipped": state.skipped} if cfg.data.bad_samples.policy == "replace" else {}
     return {
         "train/loss": loss,
         "train/lr": lr,
-        "train/grad_norm": readings.grad_norm,
+        "train/grad_norm": norm,
         "train/skipped_updates": len(state.bad_steps),
         **skipped,
         **meter.report(cadence.total - state.step),
@@ -156,8 +151,10 @@ def report(
     }
 
 
-def save(saver: Saver, world: World, state: TrainState, tracker: Tracker, last: bool) -> None:
+def save(saver: Saver, readings: Readings, state: TrainState, tracker: Tracker, last: bool) -> None:
     """Begin to write a checkpoint. Call on every rank."""
+    world = readings.world
+    readings.hash(state)
     with world.phases.during("checkpoint"):
         state.seconds = world.phases.seconds()
         saver.save(state, last)
@@ -166,12 +163,14 @@ def save(saver: Saver, world: World, state: TrainState, tracker: Tracker, last: 
             world.save_s = sum(saver.times.values())
 
 
-def gather(state: TrainState, world: World) -> tuple[float, str, dict[str, float]]:
-    """The sum of the losses, meaned over ranks, the running hash of all samples that all ranks consumed, and how busy each
-    machine is. Call on every rank."""
-    load = machine.load() if world.local_rank == 0 else {}
-    losses, fingerprints, loads = zip(*world.gather((state.loss_sum, state.fingerprint, load)), strict=True)
-    return math.fsum(losses) / world.size, f"{sum(fingerprints) % 2**64:016x}", dict(ChainMap(*loads))
+def gather(readings: Readings, state: TrainState) -> tuple[float, str, dict[str, float]]:
+    """The mean loss since the last point of the curves, the running hash of all samples consumed by all ranks, and how busy
+    each machine is. Call on every rank."""
+    readings.hash(state)
+    load = machine.load() if readings.world.local_rank == 0 else {}
+    losses, fingerprints, loads = zip(*readings.world.gather((state.loss_sum, state.fingerprint, load)), strict=True)
+    mean = math.fsum(losses) / readings.world.size / state.loss_steps if state.loss_steps else math.nan
+    return mean, f"{sum(fingerprints) % 2**64:016x}", dict(ChainMap(*loads))
 
 
 def evaluate_owed(engine: Engine, validation: Validation, state: TrainState, tracker: Tracker, run: RunDir) -> None:

@@ -54,7 +54,7 @@ class Readings:
     """Takes in what steps have found. Call every method on every rank."""
 
     def __init__(self, world: World, global_batch: int) -> None:
-        self._world, self._global_batch = world, global_batch
+        self.world, self._global_batch = world, global_batch
         self._under_way = deque[UnderWay]()
         self._not_hashed = list[tuple[int, Slots]]()
         self.latest = self.grad_norm = math.nan
@@ -75,8 +75,8 @@ class Readings:
         while len(self._under_way) > keep:
             reading, batch, step, samples = self._under_way.popleft()
             loss, grad_norm = reading.read()
-            if not math.isfinite(grad_norm) and self._world.any(batch is None):
-                state.step, state.samples, self._world.stopping = step, samples, True
+            if not math.isfinite(grad_norm) and self.world.any(batch is None):
+                state.step, state.samples, self.world.stopping = step, samples, True
                 self._under_way.clear()
                 break
             assert batch
@@ -88,7 +88,7 @@ class Readings:
 
     def _take_in(self, made: Settled, state: TrainState) -> None:
         self.latest, self.grad_norm = made.loss, made.grad_norm
-        first = (made.step - 1) * self._global_batch + self._world.rank * len(made.batch.labels_B)
+        first = (made.step - 1) * self._global_batch + self.world.rank * len(made.batch.labels_B)
         self._not_hashed.append((first, made.batch.slots))
         if math.isfinite(made.grad_norm):
             state.loss_sum += made.loss

@@ -98,7 +98,7 @@ class World:
     def or_none(self, items: Iterable[Item], count: int) -> Iterator[Item | None]:
         """`count` items, or None for each once this rank was asked to stop, until all ranks are `stopping`.
 
-        For training, where they learn of it by a step that was lost (`readings.py`), without asking; who is alone stops at once.
+        For training, where they learn of it by a step that was lost (readings.py), unasked; who is alone stops at once.
         """
         iterator = iter(items)
         for _ in range(count):

@@ -105,10 +105,12 @@ def test_a_deadline_that_is_no_time_is_said_so() -> None:
         deadline("tomorrow")
 
 
-@pytest.mark.parametrize(("seconds_left", "stops"), [(50, True), (100, False), (-5, True)])
-def test_the_deadline_leaves_time_for_the_save_in_flight_and_the_last(world, run, monkeypatch, seconds_left, stops) -> None:
+@pytest.mark.parametrize(("seconds_left", "step_s", "stops"), [(50, 0, True), (100, 0, False), (100, 10, True), (-5, 0, True)])
+def test_the_deadline_leaves_time_for_two_saves_and_the_steps_of_a_stop(
+    world, run, monkeypatch, seconds_left, step_s, stops
+) -> None:
     monkeypatch.setenv("VITSCALE_DEADLINE", str(time.time() + seconds_left))
-    world.save_s = 40.0
+    world.save_s, world.phases.step_s = 40.0, step_s
     with Watch(world, run, hang_after_s=2):
         time.sleep(0.8)
     assert world.stop_requested is stops
