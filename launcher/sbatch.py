@@ -17,10 +17,12 @@ def render(cluster: Cluster, name: str, run_dir: Path, words: Sequence[str]) -> 
     template = (slurm_dir() / "train.sbatch").read_text()
     head, rest = template.split(BEGIN)
     _, body = rest.split(END)
-    shebang, strict = head.splitlines()[0], head.splitlines()[-2]
-    options = sbatch_lines(sbatch_options(cluster, name, run_dir))
+    shebang, *lines = head.splitlines()
+    code = [line for line in lines if line and not line.startswith("#")]
     marked = [BEGIN.strip(), *settings(cluster, run_dir, words), END.strip()]
-    return "\n".join([shebang, *options, FOREIGN, strict, "", *marked]) + "\n" + body
+    return (
+        "\n".join([shebang, *sbatch_lines(sbatch_options(cluster, name, run_dir)), FOREIGN, *code, "", *marked]) + "\n" + body
+    )
 
 
 def sbatch_options(cluster: Cluster, name: str, run_dir: Path) -> dict[str, str]:

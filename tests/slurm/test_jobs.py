@@ -64,6 +64,15 @@ def test_a_time_limit_that_leaves_no_time_for_work_is_no_endless_loop(slurm: Slu
     assert run.steps() == []
 
 
+def test_a_signal_that_comes_while_the_job_is_set_up_is_not_lost(slurm: Slurm) -> None:
+    run = slurm.run("early")
+    job = slurm.submit(run, max_failures=1, folder=f"{BIN}:$PATH; kill -USR1 $$; PATH={BIN}")
+    slurm.wait(run, lambda: slurm.ended(job))
+    assert "ExitCode=1:0" in slurm("scontrol", "show", "job", job), run.output()
+    assert "SIGUSR1: all processes are asked to stop" in run.output()
+    assert "given up: 1 failures" in run.output() and run.steps() == []
+
+
 def test_pre_emption(slurm: Slurm, undisturbed: Run) -> None:
     run, job = begin(slurm, "preempted")
     whole_nodes = ("--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=2")
