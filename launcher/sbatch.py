@@ -15,14 +15,12 @@ def render(cluster: Cluster, name: str, run_dir: Path, words: Sequence[str]) -> 
     """A script that trains `words`, a recipe and its overrides, in the run directory `run_dir`; shell code in nothing but
     `cluster.setup`."""
     template = (slurm_dir() / "train.sbatch").read_text()
-    head, rest = template.split(BEGIN)
-    _, body = rest.split(END)
+    head, body = template.split(BEGIN)[0], template.split(END)[1]
     shebang, *lines = head.splitlines()
     code = [line for line in lines if line and not line.startswith("#")]
+    options = sbatch_lines(sbatch_options(cluster, name, run_dir))
     marked = [BEGIN.strip(), *settings(cluster, run_dir, words), END.strip()]
-    return (
-        "\n".join([shebang, *sbatch_lines(sbatch_options(cluster, name, run_dir)), FOREIGN, *code, "", *marked]) + "\n" + body
-    )
+    return "\n".join([shebang, *options, FOREIGN, *code, "", *marked]) + "\n" + body
 
 
 def sbatch_options(cluster: Cluster, name: str, run_dir: Path) -> dict[str, str]:
