@@ -8,9 +8,20 @@
 #   slurm/local/cluster.sh down DIR
 set -euo pipefail
 COMMAND=$1 DIR=$(mkdir -p "$2" && cd "$2" && pwd)
-TAG=vs$(stat --format %i "$DIR" | tail -c 6) # interfaces of two clusters have different names
-NET=10.$((80 + $(stat --format %i "$DIR") % 100)).0
 HOST=$(hostname -s)
+
+# NUMBER tells clusters of one machine apart, those left behind by a kill too: bridge, networks, addresses and port follow from it.
+named() { TAG=vs$NUMBER NET=10.$((80 + NUMBER)).0 PORT=$((16000 + NUMBER)); }
+
+claim() {
+  for NUMBER in $(seq 0 99); do
+    named
+    if [[ -e /run/netns/$TAG-0 || -n $(ss -Hltn "sport = :$PORT") ]]; then continue; fi
+    if ip link add "$TAG" type bridge 2>/dev/null; then echo "$NUMBER" >"$DIR/number" && return; fi
+  done
+  echo "no bridge could be made: is this root, with the right to make networks?" >&2
+  exit 1
+}
 
 nodes() { find "$DIR" -maxdepth 1 -name 'spool.node*' -printf '%f\n' | sed 's/spool.node//' | sort -n; }
 
@@ -28,7 +39,7 @@ SlurmctldPidFile=$DIR/slurmctld.pid
 SlurmdPidFile=$DIR/slurmd.%n.pid
 SlurmctldLogFile=$DIR/slurmctld.log
 SlurmdLogFile=$DIR/slurmd.%n.log
-SlurmctldPort=$((16000 + $(stat --format %i "$DIR") % 1000))
+SlurmctldPort=$PORT
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -46,42 +57,36 @@ PartitionName=urgent Nodes=node[0-$last] State=UP PriorityTier=10
 EOF
   for ((n = 0; n <= last; n++)); do
     echo "NodeName=node$n NodeAddr=$NET.$((10 + n)) NodeHostname=node$n Port=17001 CPUs=2 RealMemory=4000" >>"$DIR/slurm.conf"
-  done
+    echo "$NET.$((10 + n)) node$n"
+  done | cat - /etc/hosts >"$DIR/hosts" # as the hosts will see it
 }
 
-unname() { sed "/ node$1 # slurm.local $TAG\$/d" /etc/hosts >"$DIR/hosts" && cat "$DIR/hosts" >/etc/hosts; }
-
-wire() { # a host: its names, its cable
-  local n=$1
-  unname "$n"
-  echo "$NET.$((10 + n)) node$n # slurm/local $TAG" >>/etc/hosts
-  ip netns add "$TAG$n"
-  ip link add "$TAG$n" type veth peer name e0 netns "$TAG$n"
-  ip link set "$TAG$n" master "$TAG" up
-  nsenter --net="/run/netns/$TAG$n" sh -c "ip address add $NET.$((10 + n))/24 dev e0; ip link set e0 up; ip link set lo up"
+wire() { # a host's cable
+  ip netns add "$TAG-$1"
+  ip link add "$TAG-$1" type veth peer name e0 netns "$TAG-$1"
+  ip link set "$TAG-$1" master "$TAG" up
+  nsenter --net="/run/netns/$TAG-$1" sh -c "ip address add $NET.$((10 + $1))/24 dev e0; ip link set e0 up; ip link set lo up"
 }
 
 start() { # `ip netns exec` would hide /sys/fs/cgroup, which slurmd needs
-  nsenter --net="/run/netns/$TAG$1" unshare --uts sh -c "hostname node$1; exec slurmd -N node$1 -f '$DIR/slurm.conf'"
+  local run="mount --bind '$DIR/hosts' /etc/hosts; hostname node$1; exec slurmd -N node$1 -f '$DIR/slurm.conf'"
+  nsenter --net="/run/netns/$TAG-$1" unshare --uts --mount sh -ec "$run"
 }
 
 # After a cut cable, or a kill of all of its processes.
 mend() {
-  ip link set "$TAG$1" up
+  ip link set "$TAG-$1" up
   kill -0 "$(cat "$DIR/slurmd.node$1.pid")" 2>/dev/null || start "$1"
   SLURM_CONF=$DIR/slurm.conf scontrol update NodeName="node$1" State=RESUME 2>/dev/null || true # or it comes by itself
 }
 
 up() {
-  command -v slurmctld slurmd munged ip >/dev/null || { echo "missing; apt-get install slurm-wlm munge iproute2" >&2; exit 1; }
-  sed -n 's/.* node0 # slurm.local //p' /etc/hosts | while read -r other; do
-    if ip link show "$other" >/dev/null 2>&1; then echo "another such cluster is up, with the same names of hosts; take it down first" >&2 && exit 1; fi
-    sed "/ # slurm.local $other\$/d" /etc/hosts >"$DIR/hosts" && cat "$DIR/hosts" >/etc/hosts
-  done
+  if [[ -f $DIR/number ]]; then echo "$DIR has a cluster that was not taken down; do that first, or give another directory" >&2 && exit 1; fi
+  command -v slurmctld slurmd munged ip ss >/dev/null || { echo "missing; apt-get install slurm-wlm munge iproute2" >&2; exit 1; }
   install -d -o munge /run/munge /var/log/munge /var/lib/munge
-  munge -n >/dev/null 2>&1 || runuser -u munge -- munged
+  munge -n >/dev/null 2>&1 || runuser -u munge -- munged || munge -n >/dev/null # another cluster has started it just now
+  claim
   configure "$1"
-  ip link add "$TAG" type bridge
   ip address add "$NET.1/24" dev "$TAG"
   ip link set "$TAG" up
   mkdir -p "$DIR/state"
@@ -91,11 +96,11 @@ up() {
     wire "$n"
     start "$n"
   done
-  for _ in $(seq 60); do
+  for _ in $(seq 100); do
     [[ $(SLURM_CONF=$DIR/slurm.conf sinfo --noheader --Node --partition main --states idle --format %N | wc -l) == "$1" ]] && return
     sleep 0.5
   done
-  echo "not all nodes came up within 30 s; see $DIR/slurmd.*.log" >&2
+  echo "not all nodes came up within 50 s; see $DIR/slurmd.*.log" >&2
   exit 1
 }
 
@@ -105,16 +110,20 @@ down() {
     if [[ -f $file ]]; then kill "$(cat "$file")" 2>/dev/null || true; fi
   done
   for n in $(nodes); do
-    ip netns pids "$TAG$n" 2>/dev/null | xargs --no-run-if-empty kill -9 2>/dev/null || true
-    ip netns delete "$TAG$n" 2>/dev/null || true
-    unname "$n"
+    ip netns pids "$TAG-$n" 2>/dev/null | xargs --no-run-if-empty kill -9 2>/dev/null || true
+    ip netns delete "$TAG-$n" 2>/dev/null || true
   done
   ip link delete "$TAG" 2>/dev/null || true
+  rm "$DIR/number"
 }
 
+if [[ $COMMAND != up ]]; then
+  [[ -f $DIR/number ]] || { echo "no cluster is up in $DIR" >&2; exit 1; }
+  NUMBER=$(cat "$DIR/number") && named
+fi
 case $COMMAND in
   up) up "${3:-2}" ;;
-  cut) ip link set "$TAG${3#node}" down ;;
+  cut) ip link set "$TAG-${3#node}" down ;;
   mend) mend "${3#node}" ;;
   down) down ;;
   *) echo "usage: $0 up|down|cut|mend DIR ..." >&2; exit 2 ;;

@@ -165,11 +165,11 @@ class Slurm:
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory, digits_dir: Path) -> Iterator[Slurm]:
     folder = tmp_path_factory.mktemp("slurm")
-    subprocess.run([CLUSTER_SH, "up", folder, "3"], check=True, timeout=60)
     try:
+        subprocess.run([CLUSTER_SH, "up", folder, "3"], check=True, timeout=120)
         yield Slurm(folder, digits_dir)
     finally:
-        subprocess.run([CLUSTER_SH, "down", folder], check=True, timeout=60)
+        subprocess.run([CLUSTER_SH, "down", folder], check=(folder / "number").exists(), timeout=60)
 
 
 @pytest.fixture(scope="session")
