@@ -29,6 +29,7 @@ from data_pipeline.loader import GROUP, Layout, train_loader
 from data_pipeline.manifest import Manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
+from data_pipeline.workers import spread
 
 SIZE = 224
 resized = partial(resize, height=SIZE, width=SIZE, interpolation="bicubic")
@@ -41,8 +42,9 @@ ABOUT = {
     "decode_crop": "decode, inception crop, resize to 224: ordinary JPEGs, one core",
     "decode_crop_restart": "the same with restart markers",
     "pil": "the same crops by PIL, one core",
-    "loader": "this package's loader from tar to batch, all cores",
+    "loader": "this package's loader from tar to batch, a process per core",
     "loader_restart": "the same with restart markers",
+    "loader_threads": "the same by threads of one process, as training on CPUs has it",
     "webdataset_pil": "webdataset, PIL and torch's DataLoader, a process per core, normalised floats as is usual",
     "webdataset_pil_uint8": "the same without normalising, as our loader gives them",
 }
@@ -68,6 +70,7 @@ def bench(num_images: int = 512, rounds: int = 5, threads: int | None = None) ->
             "pil": partial(one_core, pil, plain),
             "loader": partial(all_cores, our_loader, plain, cores),
             "loader_restart": partial(all_cores, our_loader, restart, cores),
+            "loader_threads": partial(all_cores, partial(our_loader, processes=0), restart, cores),
             "webdataset_pil": partial(all_cores, partial(webdataset_loader, normalised_by_pil), plain, cores),
             "webdataset_pil_uint8": partial(all_cores, partial(webdataset_loader, random_crop_by_pil), plain, cores),
         }
@@ -121,11 +124,12 @@ def pil(image: bytes, box: Box) -> np.ndarray:
         return np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
-def our_loader(kind: Kind, threads: int) -> Iterator[int]:
+def our_loader(kind: Kind, threads: int, processes: int | None = None) -> Iterator[int]:
+    """By default a process per thread."""
     config = DataConfig(train=(TrainSourceConfig(manifest=kind.manifest.location),))
     order = Order([kind.manifest.samples], BATCH, LANES, config.shuffle_block, seed=0)
-    steps = range(3 * len(kind.images) // BATCH)
-    for batch in train_loader(Shards(kind.manifest), order, config, SIZE, 10, 0, steps, Layout(0, 1, threads)):
+    make = partial(train_loader, Shards(kind.manifest), order, config, SIZE, 10, 0, range(3 * len(kind.images) // BATCH))
+    for batch in spread(make, Layout(0, 1, threads), order, 1, threads if processes is None else processes):
         yield len(batch.labels_B)
 
 

@@ -18,6 +18,7 @@ from data_pipeline.draw import Draw, Purpose
 from data_pipeline.errors import BadSampleError, DataError
 from data_pipeline.mixplan import mix_plan
 from data_pipeline.order import Order, Slots
+from data_pipeline.pool import READ_THREADS
 from data_pipeline.stream import PREFETCH_STEPS, Loaded, Shards, reading, steps, where
 from data_pipeline.views import View, eval_view, train_crop, train_view
 
@@ -66,6 +67,12 @@ class Layout(NamedTuple):
     ranks: int
     threads: int
     pin: bool = False  # page-locked memory, for a GPU
+    reads: int = READ_THREADS  # under way at a time
+
+    def part(self, number: int, count: int) -> "Layout":
+        """That of one of `count` that share the work of this rank."""
+        threads, reads = max(1, (self.threads + number) // count), -(-self.reads // count)
+        return Layout(self.rank * count + number, self.ranks * count, threads, reads=reads)
 
 
 class Plan(NamedTuple):
@@ -136,7 +143,7 @@ def _empty(slots: Slots, mix: np.ndarray, cut: np.ndarray, weight: np.ndarray, s
         return torch.from_numpy(values).pin_memory() if pin else torch.from_numpy(values)
 
     return Batch(
-        images_BHWC=_images(count, len(slots.samples), size, pin),
+        images_BHWC=pixel_memory(count, len(slots.samples), size, pin),
         labels_B=zeros(dtype=torch.int64),
         flip_B=zeros(dtype=torch.bool),
         erase_B4=zeros(4, dtype=torch.int32),
@@ -154,7 +161,7 @@ def blank(count: int, size: int) -> Batch:
     return _empty(Slots(nothing, nothing), np.ones(count, np.float32), uncut, np.zeros(count, np.float32), size, pin=False)
 
 
-def _images(count: int, used: int, size: int, pin: bool) -> torch.Tensor:
+def pixel_memory(count: int, used: int, size: int, pin: bool) -> torch.Tensor:
     """Memory for pixels, zero behind the `used` ones. Zeroing all of it would take milliseconds of a large batch."""
     shape = count, size, size, 3
     # Numpy's lies in huge pages, of which the kernel hands out a few, and not 37 small ones per image as of torch's.
@@ -181,7 +188,7 @@ def train_loader(
 
     def plans() -> Generator[Plan]:
         augment, group = config.augment, config.mix_group
-        for step in steps(shards, order, mine, numbers.start, numbers.stop):
+        for step in steps(shards, order, mine, numbers.start, numbers.stop, layout.reads):
             first, count = mine[0] * order.per_lane, len(step.blocks)
             mix, cut = mix_plan(augment.mixup, augment.cutmix, size, group, seed, step.number, first, count)
             yield Plan(_empty(step.slots, mix, cut, np.ones(count, np.float32), size, layout.pin), step.blocks)

@@ -39,6 +39,9 @@ class Source:
         self.number, self.lanes, self.seed = number, lanes, seed
         self._epoch = functools.lru_cache(maxsize=3)(self._permute_shards)
 
+    def __reduce__(self) -> tuple:  # to another process, without what is remembered
+        return Source, (self.sizes, self.number, self.lanes, self.seed)
+
     def enter(self, epoch: int, lane: int) -> int:
         """The position at which a lane enters an epoch: ceil((epoch*N - lane) / L)."""
         return -((lane - epoch * self.num_samples) // self.lanes)

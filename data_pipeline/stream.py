@@ -229,11 +229,13 @@ def resident_samples(lanes: int, per_lane: int, shuffle_block: int, repeated: in
     return lanes * (shuffle_block + (read_ahead_steps(per_lane, shuffle_block) + PREFETCH_STEPS) * per_lane)
 
 
-def steps(shards: Shards, order: Order, lanes: tuple[int, int], start: int, stop: int) -> Iterator[Step]:
+def steps(
+    shards: Shards, order: Order, lanes: tuple[int, int], start: int, stop: int, reads: int = READ_THREADS
+) -> Iterator[Step]:
     """Steps [start, stop) of lanes [first, end), their blocks read ahead."""
     waiting: deque[Step] = deque()
     ahead = read_ahead_steps(order.per_lane, order.block)
-    with reading(READ_THREADS) as pool:
+    with reading(reads) as pool:
         view = order.view(*lanes, opened=lambda samples: pool.submit(shards.load, samples))
         for number in range(start, stop):
             waiting.append(Step(number, view.step(number), view.handles))

@@ -85,11 +85,20 @@ def launch(script: Path, procs: int, *words: str | Path) -> subprocess.Completed
 
 def processes_naming(text: str) -> list[int]:
     """Processes that have this on their command line."""
+    return _processes("cmdline", text)
+
+
+def processes_marked(text: str) -> list[int]:
+    """Processes that were started with this in their environment, or by one that was."""
+    return _processes("environ", text)
+
+
+def _processes(file: str, text: str) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if text.encode() in (entry / "cmdline").read_bytes():
+                if text.encode() in (entry / file).read_bytes():
                     found.append(int(entry.name))
             except OSError:  # it has just ended
                 continue

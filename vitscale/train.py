@@ -17,6 +17,7 @@ import contextlib
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.cache import Cache
@@ -25,6 +26,7 @@ from data_pipeline.loader import Batch, Layout, Loader, eval_loader, train_loade
 from data_pipeline.manifest import read_manifest
 from data_pipeline.order import Order
 from data_pipeline.stream import Shards
+from data_pipeline.workers import spread
 from vitscale import checkpoint, failure, history, preflight, provenance, publish, recipe
 from vitscale.cadence import Cadence
 from vitscale.config import HardwareConfig, RunConfig, grad_accum, micro_batch
@@ -151,13 +153,17 @@ def open_shards(sources: Sequence[SourceConfig], hardware: HardwareConfig) -> Sh
     return Shards([read_manifest(source.manifest) for source in sources], cache)
 
 
-def build_train_loader(train: Shards, cfg: RunConfig, start: int, stop: int, world: World) -> Loader:
+def build_train_loader(train: Shards, cfg: RunConfig, start: int, stop: int, world: World) -> Iterable[Batch]:
     """This rank's share of steps [start, stop)."""
     sizes = [manifest.samples for manifest in train.manifests]
     block, weights = cfg.data.shuffle_block, cfg.data.source_weights
     order = Order(sizes, cfg.train.global_batch, cfg.lanes, block, cfg.seed, weights, cfg.data.repeated)
-    model, numbers = cfg.model, range(start, stop)
-    return train_loader(train, order, cfg.data, model.image_size, model.num_classes, cfg.seed, numbers, layout(cfg, world))
+    size, classes, numbers = cfg.model.image_size, cfg.model.num_classes, range(start, stop)
+    make = partial(train_loader, train, order, cfg.data, size, classes, cfg.seed, numbers)
+    mine, processes = layout(cfg, world), cfg.hardware.loader_processes
+    if processes is None:
+        processes = mine.threads if world.device.type == "cuda" else 0
+    return spread(make, mine, order, cfg.data.mix_group if cfg.data.augment.mixes else 1, processes)
 
 
 def build_validation(cfg: RunConfig, world: World) -> Validation:

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from data_pipeline.bench import LANES, PHOTO, RESTART_BLOCKS, Kind, make
 from data_pipeline.loader import Batch, Layout, train_loader
 from data_pipeline.order import Order
 from data_pipeline.stream import PREFETCH_STEPS, Shards
+from data_pipeline.workers import spread
 from vitscale.cadence import Cadence
 from vitscale.config import RunConfig
 from vitscale.loop import train_step
@@ -33,7 +35,7 @@ from vitscale.train import build_engine
 from vitscale.world import World
 
 ASKED = (0.25, 0.5, 0.75, 0.9, 1.1)  # of the loader's own rate; the last is more than it has
-WARM_UP = PREFETCH_STEPS + 3  # steps in which the loader fills what it keeps ahead
+WARM_UP = PREFETCH_STEPS + 6  # steps in which the loader fills what it keeps ahead, in workers and here
 SMALL = {"width": 192, "depth": 2, "num_heads": 3, "mlp_dim": 768, "patch_size": 32}
 NARROW = {"width": 32, "depth": 24, "num_heads": 2, "mlp_dim": 64, "patch_size": 32}
 os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed wants it
@@ -75,6 +77,9 @@ class Trainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1), help="that decode")
+    parser.add_argument(
+        "--processes", type=int, help="that share these threads; 0: threads of the training itself (default: as many)"
+    )
     parser.add_argument("--steps", type=int, default=20, help="of each row in a round (default: 20)")
     parser.add_argument("--rounds", type=int, default=2, help="(default: 2)")
     parser.add_argument("--restart", action="store_true", help="images with restart markers")
@@ -97,11 +102,12 @@ def measure(kind: Kind, world: World, args: argparse.Namespace) -> None:
     small, narrow = (Trainer(config(kind, model, args.threads), world) for model in (SMALL, NARROW))
 
     def batches(count: int) -> Iterable[Batch]:
-        return loader(kind, small.cfg, args.threads, WARM_UP + count)
+        return loader(kind, small.cfg, args, WARM_UP + count)
 
     ready, rate = list(batches(0))[:4], statistics.median(alone(batches(args.steps)) for _ in range(3))
     batch = len(ready[0].labels_B)
-    print(f"{args.threads} decoding threads of {len(os.sched_getaffinity(0))} cores, photos of {PHOTO}, batches of {batch}")
+    by = "threads of the training" if args.processes == 0 else "processes"
+    print(f"{args.threads} decoding {by}, {len(os.sched_getaffinity(0))} cores, photos of {PHOTO}, batches of {batch}")
     print(f"the loader by itself: {rate:,.0f} images/s\n")
     heads = ("step", "asks for", "gets", "step, ms", "waits, median", "mean", "meter", "launch thread")
     print(*(f"{head:>13}" for head in heads), flush=True)
@@ -112,9 +118,11 @@ def measure(kind: Kind, world: World, args: argparse.Namespace) -> None:
             show(name, trainer, rate, rounds(trainer, images, pause, ready, batches, args))
 
 
-def loader(kind: Kind, cfg: RunConfig, threads: int, steps: int) -> Iterable[Batch]:
+def loader(kind: Kind, cfg: RunConfig, args: argparse.Namespace, steps: int) -> Iterable[Batch]:
     order = Order([kind.manifest.samples], cfg.train.global_batch, LANES, cfg.data.shuffle_block, seed=0)
-    return train_loader(Shards(kind.manifest), order, cfg.data, 224, 10, 0, range(steps), Layout(0, 1, threads))
+    make = partial(train_loader, Shards(kind.manifest), order, cfg.data, 224, 10, 0, range(steps))
+    processes = args.threads if args.processes is None else args.processes
+    return spread(make, Layout(0, 1, args.threads), order, 1, processes)
 
 
 def alone(batches: Iterable[Batch]) -> float:

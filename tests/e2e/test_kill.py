@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from launching import Tiny, clean_environment, make_tiny, processes_naming, vitscale
+from launching import Tiny, clean_environment, make_tiny, processes_marked, processes_naming, vitscale
 
 import vitscale as vitscale_package
 
@@ -39,9 +39,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits_dir: Path) -> T
 
 
 def start(tiny: Tiny, fault: str = "") -> subprocess.Popen:
-    command = [sys.executable, "-m", "vitscale.cli", "train", str(tiny.recipe), *TRAIN]
+    """Its images are decoded by processes; undisturbed they are by threads."""
+    command = [sys.executable, "-m", "vitscale.cli", "train", str(tiny.recipe), *TRAIN, "hardware.loader_processes=1"]
     with log(tiny).open("w") as output:
-        environ = {**clean_environment(), "VITSCALE_FAULT": fault}
+        environ = {**clean_environment(), "VITSCALE_FAULT": fault, "MARK": f"of {tiny.recipe}"}
         return subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT)
 
 
@@ -67,6 +68,11 @@ def wait_for_checkpoints(tiny: Tiny, process: subprocess.Popen, after: int, coun
 def workers(tiny: Tiny) -> list[int]:
     """Processes that have this run's recipe on their command line."""
     return processes_naming(str(tiny.recipe))
+
+
+def left_behind(tiny: Tiny) -> list[int]:
+    """Processes of the last start, those that decode among them."""
+    return processes_marked(f"MARK=of {tiny.recipe}")
 
 
 def assert_same_end(tiny: Tiny, undisturbed: Tiny) -> None:
@@ -111,9 +117,9 @@ def assert_killed(tiny: Tiny, process: subprocess.Popen) -> None:
     """It failed without a traceback, and no process is left."""
     assert process.wait(DEADLINE_S) != 0
     deadline = time.monotonic() + 10
-    while workers(tiny) and time.monotonic() < deadline:
+    while left_behind(tiny) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert workers(tiny) == []
+    assert left_behind(tiny) == []
     assert tiny.status()["state"] == "running"
     assert "Traceback" not in log(tiny).read_text()
 
@@ -122,7 +128,7 @@ def stop(number: signal.Signals, tiny: Tiny, process: subprocess.Popen) -> int:
     """In good order, with a checkpoint of the last step."""
     process.send_signal(number)
     assert process.wait(DEADLINE_S) == 0, log(tiny).read_text()
-    assert workers(tiny) == []
+    assert left_behind(tiny) == []
     status = tiny.status()
     assert status["state"] == "stopped" and status["step"] < STEPS
     assert checkpoints(tiny)[-1] == status["step"]
