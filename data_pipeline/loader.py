@@ -68,6 +68,7 @@ class Layout(NamedTuple):
     threads: int
     pin: bool = False  # page-locked memory, for a GPU
     reads: int = READ_THREADS  # under way at a time
+    pixels: "Callable[[int, int], torch.Tensor] | None" = None  # memory for so many images of that size; default: new
 
     def part(self, number: int, count: int) -> "Layout":
         """That of one of `count` that share the work of this rank."""
@@ -132,9 +133,11 @@ class Loader:
         return [skip for _, skip in samples if skip]
 
 
-def _empty(slots: Slots, mix: np.ndarray, cut: np.ndarray, weight: np.ndarray, size: int, pin: bool) -> Batch:
+def _empty(slots: Slots, mix: np.ndarray, cut: np.ndarray, weight: np.ndarray, size: int, layout: Layout) -> Batch:
     """`weight` is 1 for each of `slots`, and 0 for those beyond them."""
-    count = len(weight)
+    count, pin = len(weight), layout.pin
+    images = layout.pixels(count, size) if layout.pixels else new_pixels(count, size, pin)
+    images[len(slots.samples) :] = 0
 
     def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros((count, *shape), dtype=dtype, pin_memory=pin)
@@ -143,7 +146,7 @@ def _empty(slots: Slots, mix: np.ndarray, cut: np.ndarray, weight: np.ndarray, s
         return torch.from_numpy(values).pin_memory() if pin else torch.from_numpy(values)
 
     return Batch(
-        images_BHWC=pixel_memory(count, len(slots.samples), size, pin),
+        images_BHWC=images,
         labels_B=zeros(dtype=torch.int64),
         flip_B=zeros(dtype=torch.bool),
         erase_B4=zeros(4, dtype=torch.int32),
@@ -158,16 +161,16 @@ def _empty(slots: Slots, mix: np.ndarray, cut: np.ndarray, weight: np.ndarray, s
 def blank(count: int, size: int) -> Batch:
     """A batch of no images."""
     nothing, uncut = np.zeros(count, np.int64), np.zeros((count, 4), np.int32)
-    return _empty(Slots(nothing, nothing), np.ones(count, np.float32), uncut, np.zeros(count, np.float32), size, pin=False)
+    return _empty(
+        Slots(nothing, nothing), np.ones(count, np.float32), uncut, np.zeros(count, np.float32), size, Layout(0, 1, 1)
+    )
 
 
-def pixel_memory(count: int, used: int, size: int, pin: bool) -> torch.Tensor:
-    """Memory for pixels, zero behind the `used` ones. Zeroing all of it would take milliseconds of a large batch."""
+def new_pixels(count: int, size: int, pin: bool) -> torch.Tensor:
+    """Memory whose content is arbitrary: zeroing it would take milliseconds of a large batch."""
     shape = count, size, size, 3
     # Numpy's lies in huge pages, of which the kernel hands out a few, and not 37 small ones per image as of torch's.
-    images = torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pin else torch.from_numpy(np.empty(shape, np.uint8))
-    images[used:] = 0
-    return images
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pin else torch.from_numpy(np.empty(shape, np.uint8))
 
 
 def _collect(batch: Batch, filled: list[Future[list[Skip]]]) -> Batch:
@@ -191,7 +194,7 @@ def train_loader(
         for step in steps(shards, order, mine, numbers.start, numbers.stop, layout.reads):
             first, count = mine[0] * order.per_lane, len(step.blocks)
             mix, cut = mix_plan(augment.mixup, augment.cutmix, size, group, seed, step.number, first, count)
-            yield Plan(_empty(step.slots, mix, cut, np.ones(count, np.float32), size, layout.pin), step.blocks)
+            yield Plan(_empty(step.slots, mix, cut, np.ones(count, np.float32), size, layout), step.blocks)
 
     return Loader(plans, BadSamples(config.bad_samples, shards, seed, decode_one).use, layout.threads)
 
@@ -230,6 +233,6 @@ def eval_loader(
                 unmixed, uncut = np.ones(batch, np.float32), np.zeros((batch, 4), np.int32)
                 weight = (np.arange(batch) < len(samples)).astype(np.float32)
                 slots = Slots(np.zeros_like(samples), samples)
-                yield Plan(_empty(slots, unmixed, uncut, weight, size, layout.pin), blocks)
+                yield Plan(_empty(slots, unmixed, uncut, weight, size, layout), blocks)
 
     return Loader(plans, decode_or_fail, layout.threads)

@@ -3,6 +3,8 @@
 A worker is a rank of a finer layout: its slots are a part of the rank's, and what is in them follows from the order alone.
 """
 
+import math
+import mmap
 import os
 import pickle
 import select
@@ -14,18 +16,21 @@ import traceback
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.loader import Batch, Layout, pixel_memory
+from data_pipeline.loader import Batch, Layout, new_pixels
 from data_pipeline.order import Order, Slots
+from data_pipeline.stream import PREFETCH_STEPS
 
 Make = Callable[[Layout], Iterable[Batch]]
 
 START = "from data_pipeline.workers import work; work()"
+SLOTS = PREFETCH_STEPS + 2  # batches that are decoded or wait, and one that is read
 
 
 def spread(make: Make, layout: Layout, order: Order, mix_group: int, processes: int) -> Iterable[Batch]:
@@ -66,10 +71,11 @@ class Workers:
 
 
 class Worker:
-    """A process that decodes a part of every batch. It sends the small columns pickled, then the pixels as they are."""
+    """A process that decodes a part of every batch into memory that both see, and sends the rest pickled."""
 
     def __init__(self) -> None:
         self.pipe, theirs = Pipe()
+        self._slots: np.ndarray | None = None
         environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         with theirs:  # a session of its own: Ctrl-C is for the training, which needs its data until it has ended in good order
             command = [sys.executable, "-c", START, str(theirs.fileno())]
@@ -92,15 +98,16 @@ class Worker:
             raise columns
         return columns
 
-    def read_into(self, images: np.ndarray) -> None:
-        left = images.reshape(-1).data
-        while left:
-            count = os.readv(self.pipe.fileno(), [left])
-            if not count:
-                raise self._ended()
-            left = left[count:]
+    def read(self, place: "Place", images: np.ndarray) -> None:
+        """Copy a part's pixels; the worker may then use their slot again."""
+        if self._slots is None:
+            with Path(f"/proc/{self.process.pid}/fd/{place.descriptor}").open("rb") as file:
+                self._slots = np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), np.uint8).reshape(place.slots)
+        np.copyto(images, self._slots[place.slot])
+        self.send(place.slot.to_bytes(1))
 
     def close(self) -> None:
+        self._slots = None
         self.pipe.close()
         self.process.wait()
 
@@ -116,10 +123,11 @@ def _joined(workers: list[Worker], pin: bool) -> Batch | None:
     parts = [part for worker in workers if (part := worker.columns())]
     if not parts:
         return None
-    ends = np.cumsum([len(part["labels_B"]) for part in parts])
-    images = pixel_memory(int(ends[-1]), int(ends[-1]), parts[0].pop("size"), pin)
-    for worker, view in zip(workers, np.split(images.numpy(), ends[:-1]), strict=True):
-        worker.read_into(view)
+    places: list[Place] = [part.pop("pixels") for part in parts]
+    ends = np.cumsum([place.slots[1] for place in places])
+    images = new_pixels(int(ends[-1]), places[0].slots[2], pin)
+    for worker, place, view in zip(workers, places, np.split(images.numpy(), ends[:-1]), strict=True):
+        worker.read(place, view)
 
     def column(name: str) -> torch.Tensor:
         whole = torch.from_numpy(np.concatenate([part[name] for part in parts]))
@@ -130,6 +138,33 @@ def _joined(workers: list[Worker], pin: bool) -> Batch | None:
     return Batch(images_BHWC=images, **{name: column(name) for name in parts[0]}, slots=slots, skips=skips)
 
 
+class Place(NamedTuple):
+    """Where the pixels of a worker's part are."""
+
+    descriptor: int  # of the memory, in the worker
+    slots: tuple[int, ...]  # shape of the memory: slots, images, height, width, channels
+    slot: int
+
+
+class Memory:
+    """Slots for the pixels of batches, which the training can read; those that it has read are used again."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe, self.free, self.slots = pipe, list(range(SLOTS)), torch.empty(0)
+
+    def take(self, count: int, size: int) -> torch.Tensor:
+        if not self.slots.numel():
+            shape = SLOTS, count, size, size, 3
+            self.descriptor = os.memfd_create("pixels")  # not in /dev/shm, which is small in many containers
+            os.ftruncate(self.descriptor, math.prod(shape))
+            self.slots = torch.from_numpy(np.frombuffer(mmap.mmap(self.descriptor, 0), np.uint8).reshape(shape))
+        assert self.slots.shape[1:3] == (count, size)
+        return self.slots[self.free.pop() if self.free else self.pipe.recv_bytes()[0]]
+
+    def place(self, images: torch.Tensor) -> Place:
+        return Place(self.descriptor, tuple(self.slots.shape), images.storage_offset() // images.numel())
+
+
 def work() -> None:
     """What a worker does, until there is no more to do or nobody who wants it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -138,15 +173,20 @@ def work() -> None:
     pipe = Connection(int(sys.argv[1]))
     threading.Thread(target=_end_with_training, args=[pipe], daemon=True).start()
     make, layout = (pickle.loads(pipe.recv_bytes()) for _ in range(2))
+    memory = Memory(pipe)
+    last: Exception | None = None
     try:
-        for batch in make(layout):
-            _send(pipe, batch)
-        last: Exception | None = None
+        for batch in make(layout._replace(pixels=memory.take)):
+            columns = {name: value.numpy() if torch.is_tensor(value) else value for name, value in vars(batch).items()}
+            del columns["images_BHWC"]
+            columns |= {"pixels": memory.place(batch.images_BHWC), "slots": tuple(batch.slots)}
+            pipe.send_bytes(pickle.dumps(columns))
     except DataError as error:
         last = error
     except Exception:
         last = RuntimeError(f"in a process that decodes images:\n{traceback.format_exc()}")
     pipe.send_bytes(pickle.dumps(last))
+    _end_with_training(pipe)  # until then its memory is read
 
 
 def _end_with_training(pipe: Connection) -> None:
@@ -154,12 +194,3 @@ def _end_with_training(pipe: Connection) -> None:
     hung_up.register(pipe, 0)
     hung_up.poll()
     os._exit(0)
-
-
-def _send(pipe: Connection, batch: Batch) -> None:
-    columns = {name: value.numpy() if torch.is_tensor(value) else value for name, value in vars(batch).items()}
-    images = columns.pop("images_BHWC")
-    pipe.send_bytes(pickle.dumps(columns | {"size": images.shape[1], "slots": tuple(batch.slots)}))
-    left = images.reshape(-1).data
-    while left:
-        left = left[os.write(pipe.fileno(), left) :]

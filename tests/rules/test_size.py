@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = sorted(path for package in ("vitscale", "data_pipeline", "launcher") for path in (ROOT / package).rglob("*.py"))
-MAX_LINES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 12_100, 400, 50
+MAX_LINES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 12_300, 400, 50
 
 
 def test_the_whole():

@@ -1,5 +1,6 @@
 """Batches made by processes are those that threads make, and the processes end with whoever wants them, however that ends."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -115,6 +116,7 @@ def test_a_killed_process_is_an_error_and_the_others_end(sources):
 
 
 def open_files() -> set[str]:
+    gc.collect()
     return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
