@@ -36,6 +36,7 @@ resized = partial(resize, height=SIZE, width=SIZE, interpolation="bicubic")
 PHOTO = (500, 375)  # width and height of ImageNet's median image
 RESTART_BLOCKS = 4
 BATCH = 64
+PASSES = 4  # of the loaders over the images; the first, in which caches and memory grow warm, is not counted
 LANES = 8  # so few that a few hundred photos make whole shuffle blocks
 
 ABOUT = {
@@ -109,12 +110,10 @@ def one_core(make_pixels: Callable[[bytes, Box], Any], kind: Kind, finish: Calla
 
 
 def all_cores(load: Callable[[Kind, int], Iterator[int]], kind: Kind, cores: int) -> float:
-    """Images per second and core from the first batch to the last: starting workers is not counted."""
-    batches = load(kind, cores)
-    next(batches)
-    began = time.perf_counter()
-    count = sum(batches)
-    return count / (time.perf_counter() - began) / cores
+    """Images per second and core when all workers are at work; starting and ending them is not counted."""
+    times, counts = zip(*((time.perf_counter(), count) for count in load(kind, cores)), strict=True)
+    first = max(1, len(counts) // PASSES)
+    return sum(counts[first:]) / (times[-1] - times[first - 1]) / cores
 
 
 def pil(image: bytes, box: Box) -> np.ndarray:
@@ -128,7 +127,7 @@ def our_loader(kind: Kind, threads: int, processes: int | None = None) -> Iterat
     """By default a process per thread."""
     config = DataConfig(train=(TrainSourceConfig(manifest=kind.manifest.location),))
     order = Order([kind.manifest.samples], BATCH, LANES, config.shuffle_block, seed=0)
-    make = partial(train_loader, Shards(kind.manifest), order, config, SIZE, 10, 0, range(3 * len(kind.images) // BATCH))
+    make = partial(train_loader, Shards(kind.manifest), order, config, SIZE, 10, 0, range(PASSES * len(kind.images) // BATCH))
     for batch in spread(make, Layout(0, 1, threads), order, 1, threads if processes is None else processes):
         yield len(batch.labels_B)
 
@@ -147,7 +146,7 @@ def normalised_by_pil(image: bytes) -> torch.Tensor:
 def webdataset_loader(transform: Callable[[bytes], torch.Tensor], kind: Kind, workers: int) -> Iterator[int]:
     """The usual way: webdataset, PIL, a process per core."""
     urls = [kind.manifest.shard(number) for number in range(len(kind.manifest.urls))]
-    stages = (wds.SimpleShardList(urls * 3), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(100))
+    stages = (wds.SimpleShardList(urls * PASSES), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(100))
     dataset = wds.DataPipeline(*stages, wds.to_tuple("jpg", "cls"), wds.map_tuple(transform, int))
     for _, labels in torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers):
         yield len(labels)

@@ -22,12 +22,11 @@ import simplejpeg
 import webdataset as wds
 
 from data_pipeline import jpeg
-from data_pipeline.bench import ABOUT, RESTART_BLOCKS, Kind, bench, make, one_core
+from data_pipeline.bench import ABOUT, PASSES, RESTART_BLOCKS, Kind, bench, make, one_core
 from data_pipeline.box import Box
 from data_pipeline.stream import Shards
 
 PEERS = Path(__file__).with_name("peers.py")
-PASSES = 3  # of the loaders over the images, as in data_pipeline/bench.py
 LIMITS = {
     "entropy_decode": "the limit: reading all codes of an ordinary JPEG",
     "entropy_decode_restart": "the limit: reading the codes that a crop touches",
