@@ -68,11 +68,11 @@ class Layout(NamedTuple):
     threads: int
     pin: bool = False  # page-locked memory, for a GPU
     reads: int = READ_THREADS  # under way at a time
-    pixels: "Callable[[int, int], torch.Tensor] | None" = None  # memory for so many images of that size; default: new
+    pixels: Callable[[int, int], torch.Tensor] | None = None  # memory for so many images of that size; default: new
 
     def part(self, number: int, count: int) -> "Layout":
         """That of one of `count` that share the work of this rank."""
-        threads, reads = max(1, (self.threads + number) // count), -(-self.reads // count)
+        threads, reads = -(-self.threads // count), -(-self.reads // count)  # equal, as the parts are
         return Layout(self.rank * count + number, self.ranks * count, threads, reads=reads)
 
 

@@ -223,10 +223,9 @@ def read_ahead_steps(per_lane: int, shuffle_block: int) -> int:
 def resident_samples(lanes: int, per_lane: int, shuffle_block: int, repeated: int = 1) -> int:
     """Encoded images that the owner of `lanes` holds at a time: a block each, and what is read ahead or being decoded.
 
-    Where images are repeated, its slots lie in as many runs of lanes, whose ends it shares with others.
+    Where images are repeated, its slots lie in as many runs of lanes, whose ends its parts share, at most all.
     """
-    lanes = min(repeated * lanes, lanes + 2 * repeated)
-    return lanes * (shuffle_block + (read_ahead_steps(per_lane, shuffle_block) + PREFETCH_STEPS) * per_lane)
+    return repeated * lanes * (shuffle_block + (read_ahead_steps(per_lane, shuffle_block) + PREFETCH_STEPS) * per_lane)
 
 
 def steps(

@@ -3,12 +3,12 @@
 A worker is a rank of a finer layout: its slots are a part of the rank's, and what is in them follows from the order alone.
 """
 
+import contextlib
 import math
 import mmap
 import os
 import pickle
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,14 +28,19 @@ from data_pipeline.stream import PREFETCH_STEPS
 
 Make = Callable[[Layout], Iterable[Batch]]
 
-START = "from data_pipeline.workers import work; work()"
+# Signals to stop are for the training, which needs its data until it has ended in good order; a scheduler sends them to all.
+START = """import signal
+for number in signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2:
+    signal.signal(number, signal.SIG_IGN)
+from data_pipeline.workers import work
+work()"""
 SLOTS = PREFETCH_STEPS + 2  # batches that are decoded or wait, and one that is read
 
 
 def spread(make: Make, layout: Layout, order: Order, mix_group: int, processes: int) -> Iterable[Batch]:
-    """The batches of `make(layout)`, made by at most so many processes, as equal parts allow; 0: by threads of this one."""
-    lanes = order.lanes // layout.ranks
-    fitting = (n for n in range(1, processes + 1) if not (lanes % n or lanes * order.per_lane // n % mix_group))
+    """The batches of `make(layout)`, made by so many processes as equal parts and the threads allow; 0: by this one."""
+    lanes, most = order.lanes // layout.ranks, min(processes, layout.threads)
+    fitting = (n for n in range(1, most + 1) if not (lanes % n or lanes * order.per_lane // n % mix_group))
     count = max(fitting, default=0)
     return Workers(make, layout, count) if count else make(layout)
 
@@ -75,11 +79,13 @@ class Worker:
 
     def __init__(self) -> None:
         self.pipe, theirs = Pipe()
-        self._slots: np.ndarray | None = None
+        self.memory = os.memfd_create("pixels")  # not in /dev/shm, which is small in many containers
+        self.slots: np.ndarray | None = None
         environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        with theirs:  # a session of its own: Ctrl-C is for the training, which needs its data until it has ended in good order
-            command = [sys.executable, "-c", START, str(theirs.fileno())]
-            self.process = subprocess.Popen(command, env=environ, pass_fds=[theirs.fileno()], start_new_session=True)
+        with theirs:  # a session of its own, which Ctrl-C does not reach
+            given = theirs.fileno(), self.memory
+            command = [sys.executable, "-c", START, *map(str, given)]
+            self.process = subprocess.Popen(command, env=environ, pass_fds=given, start_new_session=True)
 
     def send(self, *messages: bytes) -> None:
         try:
@@ -98,24 +104,24 @@ class Worker:
             raise columns
         return columns
 
-    def read(self, place: "Place", images: np.ndarray) -> None:
+    def read(self, pixels: "Pixels", images: np.ndarray) -> None:
         """Copy a part's pixels; the worker may then use their slot again."""
-        if self._slots is None:
-            with Path(f"/proc/{self.process.pid}/fd/{place.descriptor}").open("rb") as file:
-                self._slots = np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), np.uint8).reshape(place.slots)
-        np.copyto(images, self._slots[place.slot])
-        self.send(place.slot.to_bytes(1))
+        if self.slots is None:
+            self.slots = mapped(self.memory, pixels.slots)
+        np.copyto(images, self.slots[pixels.slot])
+        self.send(pixels.slot.to_bytes(1))
 
     def close(self) -> None:
-        self._slots = None
+        self.slots = None
         self.pipe.close()
+        os.close(self.memory)
         self.process.wait()
 
     def _ended(self) -> DataError:
-        return DataError(
-            f"a process that decodes images ended with status {self.process.wait()} (-9: it was killed, most often for want of "
-            "memory: fewer hardware.loader_processes need less); start again, the run goes on from its last checkpoint"
-        )
+        status = self.process.wait()
+        why = "killed, often for want of memory: fewer hardware.loader_processes need less" if status == -9 else "see above"
+        found = f"a process that decodes images ended with status {status} ({why})"
+        return DataError(f"{found}; start again: the run goes on from its last checkpoint")
 
 
 def _joined(workers: list[Worker], pin: bool) -> Batch | None:
@@ -123,11 +129,11 @@ def _joined(workers: list[Worker], pin: bool) -> Batch | None:
     parts = [part for worker in workers if (part := worker.columns())]
     if not parts:
         return None
-    places: list[Place] = [part.pop("pixels") for part in parts]
-    ends = np.cumsum([place.slots[1] for place in places])
-    images = new_pixels(int(ends[-1]), places[0].slots[2], pin)
-    for worker, place, view in zip(workers, places, np.split(images.numpy(), ends[:-1]), strict=True):
-        worker.read(place, view)
+    pixels: list[Pixels] = [part.pop("pixels") for part in parts]
+    ends = np.cumsum([each.slots[1] for each in pixels])
+    images = new_pixels(int(ends[-1]), pixels[0].slots[2], pin)
+    for worker, each, view in zip(workers, pixels, np.split(images.numpy(), ends[:-1]), strict=True):
+        worker.read(each, view)
 
     def column(name: str) -> torch.Tensor:
         whole = torch.from_numpy(np.concatenate([part[name] for part in parts]))
@@ -138,55 +144,56 @@ def _joined(workers: list[Worker], pin: bool) -> Batch | None:
     return Batch(images_BHWC=images, **{name: column(name) for name in parts[0]}, slots=slots, skips=skips)
 
 
-class Place(NamedTuple):
-    """Where the pixels of a worker's part are."""
+class Pixels(NamedTuple):
+    """Where the pixels of a worker's part are, in the memory that the training sees too."""
 
-    descriptor: int  # of the memory, in the worker
-    slots: tuple[int, ...]  # shape of the memory: slots, images, height, width, channels
+    slots: tuple[int, ...]  # its shape: slots, images, height, width, channels
     slot: int
 
 
-class Memory:
-    """Slots for the pixels of batches, which the training can read; those that it has read are used again."""
+def mapped(memory: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The memory of this file descriptor."""
+    return np.frombuffer(mmap.mmap(memory, math.prod(shape)), np.uint8).reshape(shape)
 
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe, self.free, self.slots = pipe, list(range(SLOTS)), torch.empty(0)
+
+class Memory:
+    """Slots for the pixels of batches; those that the training has read are used again."""
+
+    def __init__(self, memory: int, pipe: Connection) -> None:
+        self.memory, self.pipe, self.free, self.slots = memory, pipe, list(range(SLOTS)), torch.empty(0)
 
     def take(self, count: int, size: int) -> torch.Tensor:
         if not self.slots.numel():
             shape = SLOTS, count, size, size, 3
-            self.descriptor = os.memfd_create("pixels")  # not in /dev/shm, which is small in many containers
-            os.ftruncate(self.descriptor, math.prod(shape))
-            self.slots = torch.from_numpy(np.frombuffer(mmap.mmap(self.descriptor, 0), np.uint8).reshape(shape))
+            os.ftruncate(self.memory, math.prod(shape))
+            self.slots = torch.from_numpy(mapped(self.memory, shape))
         assert self.slots.shape[1:3] == (count, size)
         return self.slots[self.free.pop() if self.free else self.pipe.recv_bytes()[0]]
 
-    def place(self, images: torch.Tensor) -> Place:
-        return Place(self.descriptor, tuple(self.slots.shape), images.storage_offset() // images.numel())
+    def pixels(self, images: torch.Tensor) -> Pixels:
+        return Pixels(tuple(self.slots.shape), images.storage_offset() // images.numel())
 
 
 def work() -> None:
     """What a worker does, until there is no more to do or nobody who wants it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # as above, where a scheduler signals all processes
     torch.set_num_threads(1)
-    pipe = Connection(int(sys.argv[1]))
+    pipe, memory = Connection(int(sys.argv[1])), int(sys.argv[2])
     threading.Thread(target=_end_with_training, args=[pipe], daemon=True).start()
-    make, layout = (pickle.loads(pipe.recv_bytes()) for _ in range(2))
-    memory = Memory(pipe)
     last: Exception | None = None
     try:
-        for batch in make(layout._replace(pixels=memory.take)):
+        make, layout = (pickle.loads(pipe.recv_bytes()) for _ in range(2))
+        slots = Memory(memory, pipe)
+        for batch in make(layout._replace(pixels=slots.take)):
             columns = {name: value.numpy() if torch.is_tensor(value) else value for name, value in vars(batch).items()}
             del columns["images_BHWC"]
-            columns |= {"pixels": memory.place(batch.images_BHWC), "slots": tuple(batch.slots)}
-            pipe.send_bytes(pickle.dumps(columns))
+            pipe.send_bytes(pickle.dumps(columns | {"pixels": slots.pixels(batch.images_BHWC)}))
     except DataError as error:
         last = error
     except Exception:
         last = RuntimeError(f"in a process that decodes images:\n{traceback.format_exc()}")
-    pipe.send_bytes(pickle.dumps(last))
-    _end_with_training(pipe)  # until then its memory is read
+    with contextlib.suppress(OSError):  # nobody wants it
+        pipe.send_bytes(pickle.dumps(last))
+        _end_with_training(pipe)  # which still answers to the last batches
 
 
 def _end_with_training(pipe: Connection) -> None:

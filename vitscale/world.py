@@ -74,6 +74,7 @@ class World:
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.stop_requested = True
         if self._waiting:
+            self._waiting = False  # a second signal may not interrupt the cleaning up after the first
             raise _StopWaitingError
 
     def request_stop(self) -> None:

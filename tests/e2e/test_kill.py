@@ -19,6 +19,7 @@ import vitscale as vitscale_package
 
 STEPS = 120  # long enough to be met in the middle by every misfortune, one after the other
 TRAIN = ("--procs", "2", f"train.total.steps={STEPS}")
+DECODED = ("hardware.loader_threads=2", "hardware.loader_processes=2")
 DEADLINE_S = 120
 MEASURED = ("train/", "eval/", "eval_ema/")
 
@@ -40,7 +41,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits_dir: Path) -> T
 
 def start(tiny: Tiny, fault: str = "") -> subprocess.Popen:
     """Its images are decoded by processes; undisturbed they are by threads."""
-    command = [sys.executable, "-m", "vitscale.cli", "train", str(tiny.recipe), *TRAIN, "hardware.loader_processes=1"]
+    command = [sys.executable, "-m", "vitscale.cli", "train", str(tiny.recipe), *TRAIN, *DECODED]
     with log(tiny).open("w") as output:
         environ = {**clean_environment(), "VITSCALE_FAULT": fault, "MARK": f"of {tiny.recipe}"}
         return subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT)

@@ -53,6 +53,23 @@ def test_without_a_stop_every_item_comes(world) -> None:
     assert not world.stopping
 
 
+def test_a_second_signal_does_not_cut_the_cleaning_up_short(world) -> None:
+    cleaned = []
+
+    def items():
+        try:
+            threading.Event().wait()
+            yield 1
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            cleaned.append("up")
+
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    assert list(world.or_none(items(), 3)) == []
+    assert cleaned == ["up"]
+
+
 def test_a_signal_ends_the_wait_for_an_item(world) -> None:
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
     assert list(world.until_stop(forever())) == [1]

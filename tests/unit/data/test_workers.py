@@ -2,9 +2,11 @@
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from functools import partial
@@ -51,16 +53,20 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
 
 def test_processes_make_what_threads_make(sources):
     """Of several sources, with images that are repeated, replaced, changed in every way and mixed; rank 1 of 2."""
-    make, _ = made_by(sources, repeated=3, mix_group=6, bad_samples={"policy": "replace"})
+    make, _ = made_by(sources, steps=12, repeated=3, mix_group=6, bad_samples={"policy": "replace"})
     layout = Layout(1, 2, threads=4)
-    expected = list(make(layout))
-    assert len(expected) == 5 and any(batch.skips for batch in expected)
-    assert list(map(columns, Workers(make, layout, 2))) == list(map(columns, expected))
+    expected = list(map(columns, make(layout)))
+    assert len(expected) == 12 and any(skips for *_, skips in expected)
+    found = []
+    for batch in Workers(make, layout, 2):
+        time.sleep(0.05 * (len(found) % 3))  # the workers wait now and then
+        found.append(batch)
+    assert list(map(columns, found)) == expected  # later batches lie in memory of their own
 
 
 @pytest.mark.parametrize(
     ("lanes", "ranks", "mix_group", "wanted", "count"),
-    [(12, 1, 1, 0, 0), (12, 1, 1, 5, 4), (12, 2, 1, 5, 3), (12, 1, 8, 9, 3), (3, 3, 1, 9, 1)],
+    [(12, 1, 1, 0, 0), (12, 1, 1, 5, 4), (12, 2, 1, 5, 3), (12, 1, 8, 8, 3), (24, 1, 1, 24, 8), (3, 3, 1, 9, 1)],
 )
 def test_the_processes_have_equal_parts_of_whole_groups(sources, lanes, ranks, mix_group, wanted, count):
     make, order = made_by(sources, lanes=lanes)
@@ -70,8 +76,7 @@ def test_the_processes_have_equal_parts_of_whole_groups(sources, lanes, ranks, m
 
 def test_the_threads_and_reads_of_a_rank_are_shared_out():
     parts = [Layout(1, 2, threads=7, pin=True, reads=16).part(number, 3) for number in range(3)]
-    assert parts == [Layout(3, 6, 2, False, 6), Layout(4, 6, 2, False, 6), Layout(5, 6, 3, False, 6)]
-    assert Layout(0, 1, threads=1).part(0, 4).threads == 1
+    assert parts == [Layout(3, 6, 3, False, 6), Layout(4, 6, 3, False, 6), Layout(5, 6, 3, False, 6)]
 
 
 def test_an_error_is_that_of_the_threads(sources):
@@ -102,6 +107,35 @@ def workers_of(pid: int) -> list[int]:
 def endless(sources: list[Manifest]) -> Generator[Batch]:
     make, _ = made_by(sources, steps=10**6, bad_samples={"policy": "replace"})
     return iter(Workers(make, Layout(0, 1, 2), 2))
+
+
+class Unpicklable:
+    def __reduce__(self) -> tuple:
+        return int, ("not a number",)
+
+
+def test_what_fails_at_the_start_is_shown_too():
+    with pytest.raises(RuntimeError, match=r"(?s)in a process that decodes images.*ValueError: invalid literal"):
+        list(Workers(partial(refuse, Unpicklable()), Layout(0, 1, 2), 1))
+
+
+def test_signals_do_not_end_a_process_that_still_starts(sources):
+    make, _ = made_by(sources, bad_samples={"policy": "replace"})
+    batches = iter(Workers(make, Layout(0, 1, 2), 1))
+    starting = threading.Thread(target=lambda: found.extend(batches))
+    found: list[Batch] = []
+    starting.start()
+    deadline = time.monotonic() + 10
+    while not (pids := [pid for pid in workers_of(os.getpid()) if ignores_sigterm(pid)]):
+        assert time.monotonic() < deadline
+    os.kill(pids[0], signal.SIGTERM)
+    starting.join()
+    assert len(found) == 5
+
+
+def ignores_sigterm(pid: int) -> bool:
+    (line,) = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(line, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_a_killed_process_is_an_error_and_the_others_end(sources):

@@ -1,0 +1,31 @@
+"""The benchmarks of docs/benchmarks.md still run, on as little as they take. What they measure is for people to judge."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import clean_environment
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SMALL = {  # command, and numbers that it prints at least
+    "bench_loop.py --procs 1": 5,
+    "bench_zero.py --procs 1": 20,
+    "bench_beside.py --rounds 1 --steps 2": 70,
+    "bench_checkpoint.py .": 8,
+    "bench_restart.py --rounds 1": 10,
+    "bench_growth.py sections metrics": 20,
+    "bench_startup.py 1": 15,
+    "bench_tracking.py --steps 50 --states healthy": 3,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SMALL)
+def test_it_runs(tmp_path: Path, command: str) -> None:
+    script, *words = command.split()
+    call = [sys.executable, str(BENCHMARKS / script), *words]
+    done = subprocess.run(call, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"\b\d+(?:\.\d+)?\b", done.stdout)) >= SMALL[command], done.stdout
