@@ -43,7 +43,7 @@ ABOUT = {
     "decode_crop": "decode, inception crop, resize to 224: ordinary JPEGs, one core",
     "decode_crop_restart": "the same with restart markers",
     "pil": "the same crops by PIL, one core",
-    "loader": "this package's loader from tar to batch, a process per core",
+    "loader": "this package's loader from tar to batch, decoding in processes, all cores",
     "loader_restart": "the same with restart markers",
     "loader_threads": "the same by threads of one process, as training on CPUs has it",
     "webdataset_pil": "webdataset, PIL and torch's DataLoader, a process per core, normalised floats as is usual",

@@ -72,7 +72,7 @@ class Layout(NamedTuple):
 
     def part(self, number: int, count: int) -> "Layout":
         """That of one of `count` that share the work of this rank."""
-        threads, reads = -(-self.threads // count), -(-self.reads // count)  # equal, as the parts are
+        threads, reads = max(1, round(self.threads / count)), -(-self.reads // count)  # equal, as the parts are
         return Layout(self.rank * count + number, self.ranks * count, threads, reads=reads)
 
 

@@ -34,14 +34,15 @@ for number in signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2:
     signal.signal(number, signal.SIG_IGN)
 from data_pipeline.workers import work
 work()"""
+ROUNDING = 0.15  # of the threads: as many may be too few or too many, so that all processes have equally many
 SLOTS = PREFETCH_STEPS + 2  # batches that are decoded or wait, and one that is read
 
 
 def spread(make: Make, layout: Layout, order: Order, mix_group: int, processes: int) -> Iterable[Batch]:
-    """The batches of `make(layout)`, made by so many processes as equal parts and the threads allow; 0: by this one."""
-    lanes, most = order.lanes // layout.ranks, min(processes, layout.threads)
-    fitting = (n for n in range(1, most + 1) if not (lanes % n or lanes * order.per_lane // n % mix_group))
-    count = max(fitting, default=0)
+    """The batches of `make(layout)`, by so many processes as can have equal parts and nearly all threads; 0: by this one."""
+    lanes, threads = order.lanes // layout.ranks, layout.threads
+    equal = [n for n in range(1, min(processes, threads) + 1) if not (lanes % n or lanes * order.per_lane // n % mix_group)]
+    count = max((n for n in equal if abs(n * round(threads / n) - threads) <= ROUNDING * threads), default=0)
     return Workers(make, layout, count) if count else make(layout)
 
 

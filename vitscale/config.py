@@ -188,7 +188,7 @@ class HardwareConfig(Section):
     """decoding threads per rank; default: the cores of the machine shared between its ranks"""
     loader_processes: int | None = Field(None, ge=0)
     """most processes per rank that share these threads, so that training does not wait for their lock of Python; 0: the rank
-    has the threads itself; default: on GPUs one per thread, on CPUs 0"""
+    has the threads itself; default: on GPUs as many as threads, on CPUs 0"""
     loader_memory_gib: float = Field(8.0, gt=0.0)
     """start refuses when a rank would hold more encoded images of remote shards at a time (local ones are read in place)"""
     cache_dir: str | None = None

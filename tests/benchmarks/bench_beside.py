@@ -1,6 +1,6 @@
 """Training beside the loader, from shards to updates: `python tests/benchmarks/bench_beside.py`.
 
-One process, ZeRO-1, fp32, photos of 500x375: the launch thread has a core, decoding threads have the others. Steps of several
+One process, fp32, photos of 500x375: the launch thread has a core, what decodes has the others. Steps of several
 lengths ask for a part of what the loader gives by itself on those threads. Two kinds: `compute`, where the launch thread
 computes all the time, and `launch`, where it makes the many small calls of a deep and narrow model and then sleeps, as one
 does that waits for its GPU. Each kind runs on batches that are there, then beside the loader, round after round.
@@ -58,7 +58,7 @@ class Trainer:
         self.state, self.cadence = TrainState(), Cadence.of(cfg, 512)
 
     def run(self, batches: Iterable[Batch], images: int, seconds: float) -> Iterator[Times]:
-        """As in `vitscale.loop.fit`."""
+        """As in `vitscale.loop.fit`, without a stop that other ranks could ask for."""
         self.meter = Meter(self.cfg.train.global_batch, 0, {}, self.world.phases)
         before = time.perf_counter()
         for batch in self.meter.waiting(self.world.until_stop(batches)):

@@ -25,17 +25,47 @@ def test_every_part_measures_something_sound(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "gpu.json").read_text())
     sections = found["sections"]
-    assert sections.keys() == PARTS
+    assert sections.keys() == PARTS | {"targets"} and len(sections["targets"]) >= 4
     assert {row["verdict"] for row in sections["correct"]} == {"ok"}
     rows = [row for part in sections.values() for row in part]
     assert not [row for row in rows if "failed" in row or "out of time" in row.get("note", "")]
     numbers = [value for row in rows for value in row.values() if isinstance(value, float)]
     assert len(numbers) > 40 and all(map(math.isfinite, numbers))
     rates = {row["entry"]: row["img/s"] for row in sections["steps"] if "img/s" in row}
-    assert {"ours", "ours, deterministic"} <= rates.keys() and min(rates.values()) > 0
+    assert {"ours", "ours, gap", "ours, deterministic"} <= rates.keys() and min(rates.values()) > 0
     assert {row.get("entry") for row in sections["zero"]} == {"bare loop", *(f"stage {stage}" for stage in range(4))}
     markdown = (tmp_path / "gpu.md").read_text()
     assert all(f"### {part}\n" in markdown for part in PARTS) and found["setting"]["commit"] in markdown
+
+
+def test_what_does_not_fit_is_tried_smaller_and_made_anew(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from gpu_parts.clock import Setting
+    from gpu_parts.models import TINY_CASES
+    from gpu_parts.steps import Entry, search, turn
+
+    room, broken = [40], []
+
+    def make():
+        def step(images, _labels):
+            assert step not in broken, "a step that broke off is used again"
+            if len(images) > room[0]:
+                broken.append(step)
+                raise torch.OutOfMemoryError
+
+        return step
+
+    setting, (case,) = Setting(torch.device("cpu"), tiny=False, seconds=60.0), TINY_CASES
+    entry = Entry("fake", make)
+    monkeypatch.setattr("gpu_parts.clock.median", lambda _seconds: 1.0)  # so that larger is faster
+    search(entry, 8, case, setting, 60.0)
+    assert entry.best == 32 and entry.note == "out of memory at 64"
+    room[0] = 20  # the others take the rest
+    action = turn(entry, case, setting)
+    assert entry.best == 16 and entry.note == "out of memory at 32 beside the others"
+    action()
+    room[0] = 0
+    assert turn(entry, case, setting) is None and not entry.rates
 
 
 def test_the_table_it_writes_is_what_the_model_reads(tmp_path, monkeypatch):

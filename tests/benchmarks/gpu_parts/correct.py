@@ -67,11 +67,11 @@ def judge(name: str, found: dict[str, torch.Tensor], expected: dict[str, torch.T
         yield {"what": f"{name}: {what}", "error": error, "allowed": allowed, "verdict": "ok" if error <= allowed else "WRONG"}
 
 
-@torch.no_grad()
-@torch.backends.cudnn.flags(allow_tf32=False)  # in which timm's convolution would be computed
 def judge_timm(config: ViTConfig, state: dict, images: torch.Tensor, device: torch.device) -> Iterator[Row]:
     theirs = timm_model(config)
     theirs.load_state_dict(in_layout(config, state, "timm"))
-    logits = [model.to(device)(images.to(device)) for model in (built(config, state, device, torch.float32, False), theirs)]
+    models = built(config, state, device, torch.float32, False), theirs
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):  # in which timm's convolution would be computed
+        logits = [model.to(device)(images.to(device)) for model in models]
     found, expected = ({"logits": value.double().cpu()} for value in logits)
     yield from judge("ours against timm, fp32", found, expected, TIMM_ALLOWED)

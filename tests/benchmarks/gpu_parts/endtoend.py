@@ -14,6 +14,7 @@ import numpy as np
 
 from data_pipeline.bench import make
 from data_pipeline.loader import Batch
+from data_pipeline.workers import SLOTS
 from gpu_parts import clock
 from gpu_parts.clock import Row, Setting
 from vitscale.cadence import Cadence
@@ -28,10 +29,10 @@ from vitscale.state import TrainState
 from vitscale.train import build_engine, build_train_loader, build_validation, open_run, open_shards
 from vitscale.world import World
 
-PREFETCHED = 3  # steps at the begin of a turn whose images were ready before: not counted
+PREFETCHED = SLOTS + 1  # steps at the begin of a turn whose images were ready before: not counted
 SAVE_EVERY = 50
 LOG_EVERY = 10
-LANES = 8
+LANES = 16  # a process per core of that machine
 
 
 class Plan(NamedTuple):
@@ -44,7 +45,7 @@ class Plan(NamedTuple):
     stalls: int  # steps of the run with checkpoints and tracking; 0 = none
 
 
-PLANS = {"L/16@224": Plan({"name": "vit-l16"}, 256, 20, 2, 160), "H/14@224": Plan({"name": "vit-h14"}, 128, 20, 2, 0)}
+PLANS = {"H/14@224": Plan({"name": "vit-h14"}, 128, 20, 2, 0), "L/16@224": Plan({"name": "vit-l16"}, 256, 20, 2, 160)}
 SMALL = {"patch_size": 8, "width": 64, "depth": 2, "num_heads": 4, "mlp_dim": 256, "image_size": 32, "num_classes": 10}
 TINY_PLANS = {"tiny@32": Plan(SMALL, 16, 5, 2, 12)}
 
@@ -71,7 +72,8 @@ def recipe(name: str, plan: Plan, folder: Path, setting: Setting) -> RunConfig:
     data = {"train": {"manifest": str(folder / "photos" / "train.json")}, "lanes": LANES, "augment": {"mixup": 0.2}}
     precision = "bf16" if setting.device.type == "cuda" else "fp32"
     hardware = {"device": setting.device.type, "precision": precision, "compile": not setting.tiny}
-    total = plan.turn * plan.turns + PREFETCHED + plan.stalls + 8
+    hardware |= {"loader_threads": 2, "loader_processes": 2} if setting.tiny else {}
+    total = 3 + plan.turns * (plan.turn + PREFETCHED) + plan.stalls
     every = max(1, min(SAVE_EVERY, plan.stalls // 3))
     values = {"name": name, "runs": str(folder / "runs"), "model": plan.model, "data": {**data, "mix_group": 8}}
     values |= {"train": {"global_batch": plan.global_batch, "total": {"steps": total}}, "optim": {"lr": 1e-4}}

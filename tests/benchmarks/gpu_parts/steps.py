@@ -11,6 +11,7 @@ from gpu_parts import clock
 from gpu_parts.clock import GIB, Row, Setting
 from gpu_parts.models import PEERS, Bare, Case, Step, alone, batch, cases, determinism, missing_peers, ours, peer, release
 from vitscale.meter import measure_flops
+from vitscale.model.config import ViTConfig
 from vitscale.model.flops import train_flops
 from vitscale.world import World
 
@@ -54,12 +55,18 @@ def entries(case: Case, setting: Setting, world: World, missing: dict[str, str])
     """Ours, the peers, and ours as `hardware.deterministic` has it."""
     mine = partial(ours, case.config, setting, world, compile=True)
     found = [Entry("ours", mine)]
+    if case.config.image_size <= 224:  # 196 and 256 tokens instead of 197 and 257
+        found.append(Entry("ours, gap", partial(ours, gap_of(case.config), setting, world, compile=True), after="ours"))
     for name in PEERS:
         if name not in missing:
             for compiled in (False, True):
                 make = partial(fastest_peer, name, case, setting, compiled)
                 found.append(Entry(f"{name} + compile", make, after=name) if compiled else Entry(name, make))
     return [*found, Entry("ours, deterministic", mine, after="ours", deterministic=True)]
+
+
+def gap_of(config: ViTConfig) -> ViTConfig:
+    return config.model_copy(update={"pool": "gap"})
 
 
 def fastest_peer(name: str, case: Case, setting: Setting, compiled: bool) -> Bare:
@@ -88,15 +95,17 @@ def run_case(case: Case, tried: list[Entry], setting: Setting, seconds: float, m
         if entry.rates:
             best[entry.name] = entry.best
     ready = {entry.name: entry for entry in tried if entry.rates}
-    actions = {name: turn(entry, case, setting) for name, entry in ready.items()}
+    turns = {name: turn(entry, case, setting) for name, entry in ready.items()}
+    actions = {name: action for name, action in turns.items() if action}
     left_s, most = seconds - (begin - setting.left_s), 2 if setting.tiny else 10
     times = clock.taking_turns(actions, setting.device, left_s, most)
-    rates = {name: entry.best / clock.median(times[name]) for name, entry in ready.items()}
+    rates = {name: ready[name].best / clock.median(seconds) for name, seconds in times.items()}
     for entry in tried:
         yield row(case, entry, times.get(entry.name, []), rates, matmul)
     for entry in tried:
         release(entry.step)
         entry.step = None
+    turns.clear()
     actions.clear()
     clock.free(setting.device)
 
@@ -133,14 +142,10 @@ def try_size(entry: Entry, case: Case, size: int, setting: Setting) -> float | N
     before = clock.allocated(setting.device)
 
     def attempt() -> None:
-        with determinism(entry.deterministic):
-            if entry.step is None:
-                entry.step = entry.make()
-            images, labels = batch(case.config, size, setting.dtype, setting.device)
-            step = entry.step
-            step(images, labels)  # compiles
-            step(images, labels)
-            seconds.extend(clock.seconds_of(lambda: step(images, labels), setting.device, 1 if setting.tiny else 3))
+        step = partial(take_step, entry, *batch(case.config, size, setting.dtype, setting.device))
+        step()  # compiles
+        step()
+        seconds.extend(clock.seconds_of(step, setting.device, 1 if setting.tiny else 3))
 
     fresh = entry.step is None
     if clock.fits(attempt, setting.device):
@@ -153,21 +158,32 @@ def try_size(entry: Entry, case: Case, size: int, setting: Setting) -> float | N
     return None
 
 
-def turn(entry: Entry, case: Case, setting: Setting) -> Callable[[], object]:
-    """A step at the entry's best micro-batch, on images of its own. Measures its memory, without the others', too."""
-    images, labels = batch(case.config, entry.best, setting.dtype, setting.device)
-    step = entry.step
-    assert step is not None
+def turn(entry: Entry, case: Case, setting: Setting) -> Callable[[], object] | None:
+    """A step at the entry's best micro-batch, on images of its own. Measures its memory, without the others', too.
 
-    def action() -> None:
-        with determinism(entry.deterministic):
-            step(images, labels)
+    The search had fewer of the others beside it: what is too large now is halved, down to None.
+    """
+    while entry.rates:
+        size = entry.best
+        action = partial(take_step, entry, *batch(case.config, size, setting.dtype, setting.device))
+        clock.free(setting.device)
+        others = clock.allocated(setting.device) - (entry.rest if entry.step else 0)
+        if clock.fits(action, setting.device):
+            entry.peak = clock.allocated(setting.device, peak=True) - others
+            return action
+        del action
+        release(entry.step)
+        entry.step, entry.note = None, f"out of memory at {size} beside the others"
+        entry.rates = {size // 2: entry.rates[size]} if size > 1 else {}
+    return None
 
-    clock.free(setting.device)
-    others = clock.allocated(setting.device) - entry.rest
-    action()
-    entry.peak = clock.allocated(setting.device, peak=True) - others
-    return action
+
+def take_step(entry: Entry, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """A step; of one that broke off for want of memory nothing is used again."""
+    with determinism(entry.deterministic):
+        if entry.step is None:
+            entry.step = entry.make()
+        entry.step(images, labels)
 
 
 def row(case: Case, entry: Entry, times: list[float], rates: dict[str, float], matmul: float) -> Row:

@@ -65,18 +65,29 @@ def test_processes_make_what_threads_make(sources):
 
 
 @pytest.mark.parametrize(
-    ("lanes", "ranks", "mix_group", "wanted", "count"),
-    [(12, 1, 1, 0, 0), (12, 1, 1, 5, 4), (12, 2, 1, 5, 3), (12, 1, 8, 8, 3), (24, 1, 1, 24, 8), (3, 3, 1, 9, 1)],
+    ("lanes", "ranks", "mix_group", "threads", "wanted", "count", "each"),
+    [
+        (12, 1, 1, 8, 0, 0, 8),
+        (12, 1, 1, 8, 5, 4, 2),
+        (12, 2, 1, 8, 5, 3, 3),
+        (12, 1, 8, 8, 8, 3, 3),  # parts of whole groups
+        (24, 1, 1, 9, 9, 8, 1),  # 8 of 9 threads
+        (24, 1, 1, 15, 15, 8, 2),  # not 12 with one thread each
+        (24, 1, 1, 24, 99, 24, 1),
+        (3, 3, 1, 8, 9, 1, 8),
+    ],
 )
-def test_the_processes_have_equal_parts_of_whole_groups(sources, lanes, ranks, mix_group, wanted, count):
+def test_the_processes_have_equal_parts_and_nearly_all_threads(sources, lanes, ranks, mix_group, threads, wanted, count, each):
     make, order = made_by(sources, lanes=lanes)
-    batches = spread(make, Layout(0, ranks, threads=8), order, mix_group, wanted)
+    layout = Layout(0, ranks, threads)
+    batches = spread(make, layout, order, mix_group, wanted)
     assert (batches.count if isinstance(batches, Workers) else 0) == count
+    assert (layout.part(0, count) if count else layout).threads == each
 
 
 def test_the_threads_and_reads_of_a_rank_are_shared_out():
     parts = [Layout(1, 2, threads=7, pin=True, reads=16).part(number, 3) for number in range(3)]
-    assert parts == [Layout(3, 6, 3, False, 6), Layout(4, 6, 3, False, 6), Layout(5, 6, 3, False, 6)]
+    assert parts == [Layout(3, 6, 2, False, 6), Layout(4, 6, 2, False, 6), Layout(5, 6, 2, False, 6)]
 
 
 def test_an_error_is_that_of_the_threads(sources):
