@@ -116,13 +116,15 @@ def test_the_stop_file_ends_the_job_for_good(slurm: Slurm, undisturbed: Run) -> 
 
 def test_a_second_job_does_not_disturb_the_first(slurm: Slurm) -> None:
     run = slurm.run("twice")
-    jobs = [slurm.submit(run, nodes=1), slurm("sbatch", "--parsable", run.path / "train.sbatch")]
-    slurm.wait(run, lambda: slurm.ended(jobs[1]))
-    assert f"job {jobs[1]}.0: another job is at work on {run.path}" in run.output()
+    first = slurm.submit(run, nodes=1)
+    slurm.wait(run, lambda: "loading torch" in run.output())  # two that start at once would race for being the first
+    second = slurm("sbatch", "--parsable", run.path / "train.sbatch")
+    slurm.wait(run, lambda: slurm.ended(second))
+    assert f"job {second}.0: another job is at work on {run.path}" in run.output()
     slurm.wait(run, run.steps)
     refused = subprocess.run(slurm.command(run), capture_output=True, text=True, env=slurm.environ, check=False)
     assert refused.returncode == 1 and "in use by" in refused.stderr
-    slurm.finish(run, jobs[0])
+    slurm.finish(run, first)
 
 
 def test_a_killed_launcher_costs_the_node_its_place(slurm: Slurm, undisturbed: Run) -> None:
