@@ -1,4 +1,4 @@
-"""The benchmarks of docs/benchmarks.md still run, on as little as they take. What they measure is for people to judge."""
+"""The benchmarks that lean on the insides still run, on as little as they take. What they measure is for people to judge."""
 
 import re
 import subprocess
@@ -13,10 +13,7 @@ SMALL = {  # command, and numbers that it prints at least
     "bench_loop.py --procs 1": 5,
     "bench_zero.py --procs 1": 20,
     "bench_beside.py --rounds 1 --steps 2": 70,
-    "bench_checkpoint.py .": 8,
-    "bench_restart.py --rounds 1": 10,
     "bench_growth.py sections metrics": 20,
-    "bench_startup.py 1": 15,
     "bench_tracking.py --steps 50 --states healthy": 3,
 }
 
