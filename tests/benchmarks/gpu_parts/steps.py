@@ -27,6 +27,7 @@ class Entry:
     make: Callable[[], Step]
     after: str = ""  # the entry, not compiled or not deterministic, whose best micro-batch its search begins with
     deterministic: bool = False
+    config: ViTConfig | None = None  # where it is not the case's
     step: Step | None = None
     rest: int = 0  # bytes it holds between steps
     rates: dict[int, float] = field(default_factory=dict)  # images/s by micro-batch
@@ -56,17 +57,14 @@ def entries(case: Case, setting: Setting, world: World, missing: dict[str, str])
     mine = partial(ours, case.config, setting, world, compile=True)
     found = [Entry("ours", mine)]
     if case.config.image_size <= 224:  # 196 and 256 tokens instead of 197 and 257
-        found.append(Entry("ours, gap", partial(ours, gap_of(case.config), setting, world, compile=True), after="ours"))
+        gap = case.config.model_copy(update={"pool": "gap"})
+        found.append(Entry("ours, gap", partial(ours, gap, setting, world, compile=True), after="ours", config=gap))
     for name in PEERS:
         if name not in missing:
             for compiled in (False, True):
                 make = partial(fastest_peer, name, case, setting, compiled)
                 found.append(Entry(f"{name} + compile", make, after=name) if compiled else Entry(name, make))
     return [*found, Entry("ours, deterministic", mine, after="ours", deterministic=True)]
-
-
-def gap_of(config: ViTConfig) -> ViTConfig:
-    return config.model_copy(update={"pool": "gap"})
 
 
 def fastest_peer(name: str, case: Case, setting: Setting, compiled: bool) -> Bare:
@@ -191,7 +189,7 @@ def row(case: Case, entry: Entry, times: list[float], rates: dict[str, float], m
     if not times:
         return {**found, "note": entry.note or "not measured: out of time"}
     rate = rates[entry.name]
-    flops = rate * train_flops(case.config)
+    flops = rate * train_flops(entry.config or case.config)
     ratio = rates["ours"] / rate if "ours" in rates else math.nan
     targets = [f"ratio >= {RATIOS[entry.name]}"] if entry.name in RATIOS else []
     if entry.name == "ours" and case.target:
