@@ -45,8 +45,9 @@ def main() -> int:
         print(f"\n### {part}\n{table.markdown(sections[part])}", flush=True)
         if any(row.get("verdict") == "WRONG" for row in sections[part]):
             break
-    sections["targets"] = [{"part": part, **row} for part, rows in sections.items() for row in rows if row.get("target")]
-    print(f"\n### targets\n{table.markdown(sections['targets'])}", flush=True)
+    if aimed := [{"part": part, **row} for part, rows in sections.items() for row in rows if row.get("target")]:
+        sections["targets"] = aimed
+        print(f"\n### targets\n{table.markdown(aimed)}", flush=True)
     table.write(args.out, about(), sections)
     print(f"\n{args.out / 'gpu.md'} and gpu.json are written")
     return int(any(row.get("verdict") == "WRONG" or "failed" in row for rows in sections.values() for row in rows))
