@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A real Slurm on this machine, to try things out and for `make test-slurm`. Its nodes are hosts of their own: network and
-# hostname namespaces on a bridge, so that names and addresses carry the traffic and a cable can be cut.
+# hostname namespaces on a bridge, so that names and addresses carry the traffic and a cable can be cut. Each has one of this
+# machine's cores (in turns, if there are too few): trainings that all took all of them would mostly wait for each other.
 #   slurm/local/cluster.sh up DIR [NODES]     as root; needs Debian's slurm-wlm, munge and iproute2; everything it writes is in DIR
 #   SLURM_CONF=DIR/slurm.conf sbatch ...      partitions `main` (requeued when pre-empted) and `urgent`; network interface `e0`
 #   slurm/local/cluster.sh cut DIR NODE       pull out a node's cable
@@ -70,7 +71,9 @@ wire() { # a host's cable
 
 start() { # `ip netns exec` would hide /sys/fs/cgroup, which slurmd needs
   local run="mount --bind '$DIR/hosts' /etc/hosts; hostname node$1; exec slurmd -N node$1 -f '$DIR/slurm.conf'"
-  nsenter --net="/run/netns/$TAG-$1" unshare --uts --mount sh -ec "$run"
+  local cores
+  read -ra cores <<<"$(python3 -c 'import os; print(*os.sched_getaffinity(0))')"
+  taskset --cpu-list "${cores[$1 % ${#cores[@]}]}" nsenter --net="/run/netns/$TAG-$1" unshare --uts --mount sh -ec "$run"
 }
 
 # After a cut cable, or a kill of all of its processes.

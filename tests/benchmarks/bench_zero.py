@@ -31,7 +31,7 @@ from vitscale.world import World, end_process
 
 MODEL = ViTConfig(patch_size=8, width=32, depth=24, num_heads=2, mlp_dim=64, image_size=16, num_classes=10)
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1)
-WARMUP, ROUNDS = 5, 40
+WARMUP = 5
 Step = Callable[[torch.Tensor], None]
 
 
@@ -78,12 +78,12 @@ def defaults(world: World, stage: int) -> Step:
     return step
 
 
-def compare(world: World) -> None:
+def compare(world: World, rounds: int) -> None:
     """Median milliseconds of each, in turns, and the process's own CPU time."""
     steps = {"bare torch": bare(world), **{f"stage {stage}": ours(world, stage) for stage in range(4)}}
     steps |= {f"DeepSpeed's defaults, stage {stage}": defaults(world, stage) for stage in range(4)}
     images_BCHW, wall, cpu = torch.randn(1, 3, 16, 16), {name: [] for name in steps}, {name: [] for name in steps}
-    for number in range(WARMUP + ROUNDS):
+    for number in range(WARMUP + rounds):
         for name, step in steps.items():
             dist.barrier()
             begin, busy = time.perf_counter(), time.process_time()
@@ -141,34 +141,35 @@ def places() -> Places:
     }
 
 
-def causes(world: World) -> None:
+def causes(world: World, rounds: int) -> None:
     """Where the time of our steps goes, stage by stage."""
     stopwatch = Stopwatch(places())
     for stage in range(4):
         step, images_BCHW = ours(world, stage), torch.randn(1, 3, 16, 16)
-        for number in range(WARMUP + ROUNDS):
+        for number in range(WARMUP + rounds):
             if number == WARMUP:
                 stopwatch.seconds.clear()
             step(images_BCHW)
         if world.is_main:
             print(f"{world.size} process(es), stage {stage}, by cause")
-            stopwatch.print(ROUNDS)
+            stopwatch.print(rounds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--procs", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--rounds", type=int, default=40, help="steps of each (default: %(default)s)")
     parser.add_argument("--worker", choices=["compare", "causes"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         with World(HardwareConfig(device="cpu"), seed=0) as world:
             torch.set_num_threads(1)
-            {"compare": compare, "causes": causes}[args.worker](world)
+            {"compare": compare, "causes": causes}[args.worker](world, args.rounds)
         end_process(0)
     for procs in args.procs:
         for worker in ("compare", "causes"):
             launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={procs}"]
-            subprocess.run([*launch, __file__, "--worker", worker], check=True)
+            subprocess.run([*launch, __file__, "--worker", worker, "--rounds", str(args.rounds)], check=True)
 
 
 if __name__ == "__main__":

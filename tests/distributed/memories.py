@@ -48,8 +48,8 @@ def measured(cfg: RunConfig, world: World) -> dict:
     engine = build_engine(build(cfg.model), cfg, world)
     step(engine)
     rest = living() - before
-    profiles = [profiled(engine) for _ in range(3)]
-    peak = min(map(peak_of, profiles))  # gloo's threads let go of a bucket a little earlier or later
+    profiles = [profiled(engine) for _ in range(8)]
+    peak = min(map(peak_of, profiles))  # in every third step gloo's threads still hold a bucket while the next is there
     return {"rest": rest, "peak": peak, "sent": sent(profiles[0])}
 
 

@@ -11,8 +11,7 @@ from launching import clean_environment
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {  # command, and numbers that it prints at least
     "bench_loop.py --procs 1": 5,
-    "bench_zero.py --procs 1": 20,
-    "bench_beside.py --rounds 1 --steps 2": 70,
+    "bench_zero.py --procs 1 --rounds 2": 20,
     "bench_growth.py sections metrics": 20,
     "bench_tracking.py --steps 50 --states healthy": 3,
 }

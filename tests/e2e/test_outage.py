@@ -108,7 +108,7 @@ def test_frozen_then_killed_it_costs_nothing_and_gets_all(
     assert_whole(tiny, server, monkeypatch)
 
 
-@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 403}, {"delay_s": 30}, {"delay_s": 1.5}], ids=str)
+@pytest.mark.parametrize("fault", [{"status": 500}, {"delay_s": 1.5}], ids=str)
 def test_broken_or_slow_it_costs_nothing_and_gets_all(
     tiny: Tiny, undisturbed: Tiny, server: Server, monkeypatch: pytest.MonkeyPatch, fault: dict
 ) -> None:

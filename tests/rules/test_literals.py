@@ -21,7 +21,7 @@ from vitscale.schedule import SCHEDULES
 def choices(section, field):
     found = get_args(section.model_fields[field].annotation)
     assert found, f"{section.__name__}.{field} is no Literal"
-    return set(found)
+    return sorted(found)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def choices(section, field):
     ],
 )
 def test_every_choice_has_code_and_all_code_can_be_chosen(section, field, known):
-    assert choices(section, field) == set(known)
+    assert choices(section, field) == sorted(known)
 
 
 @pytest.mark.parametrize("name", choices(OptimConfig, "name"))

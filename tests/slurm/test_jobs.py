@@ -38,12 +38,12 @@ def test_a_whole_run_on_two_hosts(undisturbed: Run) -> None:
 
 def test_the_time_limit(slurm: Slurm, undisturbed: Run) -> None:
     run, job = begin(slurm, "limit", time="6:00")
-    workers = slurm.processes("node0", "vitscale.train\0")
-    for worker in workers:  # the run is short: let it wait for the signal, five minutes before the limit
-        os.kill(worker, signal.SIGSTOP)
+    frozen = [pid for node in ("node0", "node1", "node2") for pid in slurm.processes(node, "vitscale.train\0")]
+    for pid in frozen:  # the run is short: let it wait for the signal, five minutes before the limit
+        os.kill(pid, signal.SIGSTOP)
     slurm.wait(run, lambda: "SIGUSR1" in run.output())
-    for worker in workers:
-        os.kill(worker, signal.SIGCONT)
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
     slurm.finish(run, job)
     assert "stopped at step" in run.output()
     assert "Restarts=1" in slurm("scontrol", "show", "job", job)
