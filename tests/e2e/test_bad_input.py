@@ -95,6 +95,7 @@ def test_a_damaged_image_is_named_once_and_no_other_process_adds_to_it(tiny: Tin
     assert "data.bad_samples.policy=replace" in done.stderr
 
 
+@pytest.mark.slow
 def test_pretrained_weights_of_another_architecture_and_a_started_run_with_another_recipe(tiny: Tiny) -> None:
     short = ("train.total.steps=2", "optim.schedule.warmup.steps=0")
     first = vitscale("train", tiny.recipe, *short, "eval.every=null")

@@ -84,6 +84,7 @@ def test_it_says_what_it_replaced_and_a_kill_and_another_layout_change_nothing(
     assert curve(tiny) == curve(undisturbed)
 
 
+@pytest.mark.slow
 def test_too_many_stop_the_run(tiny: Tiny, overrides: list[str]) -> None:
     done = vitscale("train", tiny.recipe, *overrides, "data.bad_samples.max_fraction=1e-4")
     assert done.returncode == 1

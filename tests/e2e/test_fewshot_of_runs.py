@@ -6,6 +6,7 @@ import pytest
 from launching import Tiny, vitscale
 
 
+@pytest.mark.slow
 def test_in_training_and_afterwards(tiny: Tiny) -> None:
     data = tiny.recipe.read_text().split("manifest: ")[1].split("/train.json")[0]
     sets = f"eval.fewshot={{digits: {{train: {data}/train.json, test: {data}/val.json, max_train: 200}}}}"

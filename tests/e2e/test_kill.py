@@ -167,6 +167,7 @@ MISFORTUNES: list[Callable[[Tiny, subprocess.Popen], int]] = [  # each returns t
 ]
 
 
+@pytest.mark.slow
 def test_whatever_ends_it_the_next_start_goes_on_to_the_same_bits(tiny: Tiny, undisturbed: Tiny) -> None:
     step = 0
     for misfortune in MISFORTUNES:

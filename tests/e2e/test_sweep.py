@@ -160,6 +160,7 @@ def test_a_sweep_here(tiny: Tiny) -> None:
     assert vitscale(*words, "--show").stdout.splitlines()[1:] == table[1:]
 
 
+@pytest.mark.slow
 def test_one_signal_ends_it(tiny: Tiny) -> None:
     command = [sys.executable, "-m", "vitscale.cli", "sweep", str(tiny.recipe), "seed=[0,1]", "train.total.steps=5000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean_environment()) as sweep:

@@ -38,6 +38,7 @@ def test_every_part_measures_something_sound(tmp_path):
     assert all(f"### {part}\n" in markdown for part in PARTS) and found["setting"]["commit"] in markdown
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_tried_smaller_and_made_anew(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from gpu_parts.clock import Setting

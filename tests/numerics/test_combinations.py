@@ -3,6 +3,7 @@
 import itertools
 from typing import get_args
 
+import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import ON_RESNET, vit
@@ -46,6 +47,7 @@ def train(cfg, dtype=torch.float32):
     assert model(images.to(dtype)).isfinite().all(), cfg
 
 
+@pytest.mark.slow
 def test_every_combination_on_pixels_trains():
     torch.manual_seed(0)
     for values in itertools.product(POOLS, POS_EMBEDS, PLACES, *OTHERS.values()):

@@ -302,6 +302,7 @@ def test_fewshot_says_when_images_are_few(vitscale_here, published_files, shards
     assert re.fullmatch(r"warning: 3 classes have fewer than 25 images to learn from, one [123]; all are taken\n", done.stderr)
 
 
+@pytest.mark.slow
 def test_fewshot_does_not_depend_on_the_processes(vitscale, published_files, shards):
     manifest = shards["train"].location
     words = ("fewshot", published_files, "--train", manifest, "--test", manifest, "--batch", "3")
