@@ -2,7 +2,7 @@
 # A real Slurm on this machine, to try things out and for `make test-slurm`. Its nodes are hosts of their own: network and
 # hostname namespaces on a bridge, so that names and addresses carry the traffic and a cable can be cut. Each has one of this
 # machine's cores (in turns, if there are too few): trainings that all took all of them would mostly wait for each other.
-#   slurm/local/cluster.sh up DIR [NODES]     as root; needs Debian's slurm-wlm, munge and iproute2; everything it writes is in DIR
+#   slurm/local/cluster.sh up DIR [NODES]     as root; needs Debian's slurm-wlm, munge, iproute2 and python3; all it writes is in DIR
 #   SLURM_CONF=DIR/slurm.conf sbatch ...      partitions `main` (requeued when pre-empted) and `urgent`; network interface `e0`
 #   slurm/local/cluster.sh cut DIR NODE       pull out a node's cable
 #   slurm/local/cluster.sh mend DIR NODE      put it in again; a node whose processes are all dead starts anew
@@ -85,7 +85,7 @@ mend() {
 
 up() {
   if [[ -f $DIR/number ]]; then echo "$DIR has a cluster that was not taken down; do that first, or give another directory" >&2 && exit 1; fi
-  command -v slurmctld slurmd munged ip ss >/dev/null || { echo "missing; apt-get install slurm-wlm munge iproute2" >&2; exit 1; }
+  command -v slurmctld slurmd munged ip ss python3 >/dev/null || { echo "missing; apt-get install slurm-wlm munge iproute2 python3" >&2; exit 1; }
   install -d -o munge /run/munge /var/log/munge /var/lib/munge
   munge -n >/dev/null 2>&1 || runuser -u munge -- munged || munge -n >/dev/null # another cluster has started it just now
   claim
