@@ -49,7 +49,7 @@ def measured(cfg: RunConfig, world: World) -> dict:
     step(engine)
     rest = living() - before
     profiles = [profiled(engine) for _ in range(8)]
-    peak = min(map(peak_of, profiles))  # in every third step gloo's threads still hold a bucket while the next is there
+    peak = min(map(peak_of, profiles))  # now and then gloo's threads still hold a bucket while the next is there
     return {"rest": rest, "peak": peak, "sent": sent(profiles[0])}
 
 
