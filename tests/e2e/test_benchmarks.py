@@ -1,4 +1,5 @@
-"""The benchmarks that lean on the insides still run, on as little as they take. What they measure is for people to judge."""
+"""Benchmarks that lean on the insides still run, on as little as they take; those that take minutes even so are left out.
+What they measure is for people to judge."""
 
 import re
 import subprocess

@@ -39,7 +39,7 @@ def test_a_whole_run_on_two_hosts(undisturbed: Run) -> None:
 def test_the_time_limit(slurm: Slurm, undisturbed: Run) -> None:
     run, job = begin(slurm, "limit", time="6:00")
     frozen = [pid for node in ("node0", "node1", "node2") for pid in slurm.processes(node, "vitscale.train\0")]
-    for pid in frozen:  # the run is short: let it wait for the signal, five minutes before the limit
+    for pid in frozen:  # until the signal, five minutes before the limit; all, or those that wait for one call it a hang
         os.kill(pid, signal.SIGSTOP)
     slurm.wait(run, lambda: "SIGUSR1" in run.output())
     for pid in frozen:
