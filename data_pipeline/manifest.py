@@ -119,20 +119,22 @@ class Manifest:
         in_threads(lambda number: self._check_shard(number, number in close), numbers)
 
     def _check_shard(self, number: int, close: bool) -> None:
-        rebuild = "build or copy it anew, or write a new manifest with `vitscale data index`"
         row, index = self.row(number), self.index(number)
         try:
             found = {"bytes": storage.size(row.url), "index_bytes": storage.size(index)}
             content = storage.read_all(index) if close else storage.read(index, 0, HEADER_BYTES)
             found["samples"] = num_rows(content[:HEADER_BYTES], shown(index))
         except DataError as error:
-            raise DataError(f"{self.name}: shard {shown(self.urls[number])}: {error}; {rebuild}") from error
+            raise DataError(
+                f"{self.name}: shard {shown(self.urls[number])}: {error}; to list the shards anew: `vitscale data index`"
+            ) from error
         if close:
             found["index_crc32"] = crc32(content)
         if differences := row.differences(**found):
             raise DataError(
                 f"{self.name}: {shown(row.url)} or its index {shown(index)} is not the one that it lists ({differences}); "
-                f"damaged, or written anew, perhaps with another --label, so that labels may be others; {rebuild}"
+                "damaged, or written anew, perhaps with another --label, so that labels may be others; build or copy it anew, "
+                "or write a new manifest with `vitscale data index`"
             )
 
     def check_classes(self, expected: Sequence[str], whose: str) -> None:

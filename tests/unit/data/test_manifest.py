@@ -136,7 +136,8 @@ def test_another_json_is_no_manifest(tmp_path, content):
 def assert_check_names(manifest: Manifest, *words: object) -> None:
     with pytest.raises(DataError) as caught:
         read_manifest(manifest.location).check()
-    assert all(str(word) in str(caught.value) for word in (manifest.location, *words))
+    assert all(str(word) in str(caught.value) for word in (manifest.location, "`vitscale data index`", *words))
+    assert str(caught.value).count("copy") <= 1  # advice is given once
 
 
 def test_a_missing_shard_is_an_error(copied):
