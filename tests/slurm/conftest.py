@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 SLURM_DIR = Path(__file__).parents[2] / "slurm"
 CLUSTER_SH = SLURM_DIR / "local" / "cluster.sh"
 WITHIN_S = 300
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 BIN = str(Path(sys.executable).parent)
 
 CLUSTER = """
@@ -136,7 +137,7 @@ class Slurm:
             time.sleep(0.3)
 
     def ended(self, job: str) -> bool:
-        return self.state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
+        return self.state(job) in ENDED
 
     def finish(self, run: Run, job: str) -> None:
         """Wait until the job is over, and see that the run is finished."""

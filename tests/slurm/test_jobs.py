@@ -73,6 +73,22 @@ def test_a_signal_that_comes_while_the_job_is_set_up_is_not_lost(slurm: Slurm) -
     assert "given up: 1 failures" in run.output() and run.steps() == []
 
 
+def test_a_job_that_is_being_signalled_is_queued_again(slurm: Slurm, undisturbed: Run) -> None:
+    """Slurm calls it `SIGNALING`, not `RUNNING`, until all nodes have answered: ten seconds if one does not."""
+    run, job = begin(slurm, "signalled")
+    deaf = int((slurm.folder / "slurmd.node1.pid").read_text())
+    os.kill(deaf, signal.SIGSTOP)
+    try:
+        slurm("scancel", "--signal=CONT", job)
+        slurm("scancel", "--batch", "--signal=USR1", job)
+        slurm.wait(run, lambda: slurm.state(job) not in ("RUNNING", "SIGNALING"))
+    finally:
+        os.kill(deaf, signal.SIGCONT)
+    slurm.finish(run, job)
+    assert "Restarts=1" in slurm("scontrol", "show", "job", job)
+    assert same(run, undisturbed)
+
+
 def test_pre_emption(slurm: Slurm, undisturbed: Run) -> None:
     run, job = begin(slurm, "preempted")
     whole_nodes = ("--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=2")
