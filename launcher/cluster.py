@@ -22,7 +22,7 @@ SECRETS_STAY = "it must not stand in files: export it in the shell that submits,
 def _word(text: str) -> str:
     """One word of an #SBATCH line, where nothing can be quoted."""
     _line(text)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.,:=@%+*&|()\[\]/-]*", text):
+    if not re.fullmatch(r"[A-Za-z0-9/][A-Za-z0-9_.,:=@%+*&|()\[\]/-]*", text):
         raise ValueError("one word of letters, digits and _.,:=@%+*&|()[]/- is allowed here")
     return text
 

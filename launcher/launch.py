@@ -10,12 +10,14 @@ from pathlib import Path
 from vitscale import failure
 
 OTHERS_FIRST_S = 3.0
+SAVE_WITHIN_S = 600  # of a stop signal; torch would kill the processes 30 s after it, in the middle of a large checkpoint
 
 
 def main() -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     logging.disable(logging.ERROR)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_WITHIN_S))
     sys.modules["mlflow"] = None  # type: ignore[assignment]  # DeepSpeed's autotuner would import it, which takes seconds
     try:
         launch_command(launch_command_parser().parse_args())
@@ -31,9 +33,9 @@ def main() -> None:
 
 def report(failures: dict) -> None:
     """Say of a worker what it could not say itself: that a signal ended it."""
-    first = min(failures.values(), key=lambda failed: failed.timestamp, default=None)
-    if first is None:
+    if not failures:
         return
+    rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
     told = f"exit status {first.exitcode}, see its log"
     if first.exitcode == -signal.SIGKILL:
         told = "was killed (it ran out of memory, or somebody killed it)"
@@ -43,7 +45,6 @@ def report(failures: dict) -> None:
     if run_dir := os.environ.get("RUN_DIR"):
         if first.exitcode > 0:  # perhaps only because another node's process is gone, which that node then says
             time.sleep(OTHERS_FIRST_S)
-        rank = int(os.environ.get("SLURM_NODEID", 0)) * int(os.environ.get("PROCS_PER_NODE", 0)) + first.local_rank
         failure.note(Path(run_dir), failure.place(rank, "?", "?"), told)
 
 

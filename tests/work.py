@@ -1,5 +1,6 @@
 """How much Python an action runs: a measure of cost that is the same on every machine."""
 
+import gc
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -16,11 +17,14 @@ def bytecodes(action: Callable[[], object]) -> int:
         executed += event == "opcode"
         return trace
 
+    gc.collect()
+    gc.disable()  # which calls back Python, of Hypothesis say, when it happens to run
     sys.settrace(trace)
     try:
         action()
     finally:
         sys.settrace(before)
+        gc.enable()
     return executed
 
 

@@ -97,7 +97,7 @@ class Watch:
         # One save may be in flight before the last; the step at work ends, the next is lost, and one more may be under way.
         due = time.time() > self._deadline - 2 * world.save_s - 3 * world.phases.step_s
         if not world.stop_requested:
-            reason = "deadline" if due else "stop file" if world.is_main and self._run.stop.exists() else ""
+            reason = "deadline" if due else "stop file" if world.is_main and os.access(self._run.stop, os.F_OK) else ""
             if reason or self._store.check(["stop"]):
                 world.stop_reason = reason or world.stop_reason
                 world.request_stop()

@@ -96,7 +96,7 @@ def assert_time_is_accounted_for(tiny: Tiny, checkpoint: Path) -> None:
     first = next(line for line in tiny.metrics() if line["kind"] == "train")
     assert state["began"] < first["time_ms"] / 1000
     wall = (checkpoint / "state.json").stat().st_mtime - state["began"]
-    assert sum(state["seconds"].values()) == pytest.approx(wall, rel=0.01, abs=0.1)
+    assert sum(state["seconds"].values()) == pytest.approx(wall, abs=1.5)  # it is written when what was before it is safe
     for line in tiny.metrics():
         if line["kind"] == "train":
             parts = {name: value for name, value in line["metrics"].items() if name.startswith("goodput/")}

@@ -23,7 +23,7 @@ BIN = str(Path(sys.executable).parent)
 CLUSTER = """
 nodes: {nodes}
 gpus_per_node: 0
-options: {{cpus-per-task: "1"}}
+options: {{cpus-per-task: "1"{options}}}
 exclusive: false
 interface: e0
 time: "{time}"
@@ -100,23 +100,21 @@ class Slurm:
         recipe.write_text(RECIPE.format(name=name, folder=self.folder, data=self.data, steps=steps) + lines)
         return Run(recipe, self.folder / "runs" / name)
 
-    def cluster(self, nodes: int, time: str = "10:00", max_failures: int = 3, folder: str = BIN) -> Path:
-        """A file that describes it; `folder` holds the `python` that jobs find."""
+    def cluster(self, nodes: int, time: str = "10:00", max_failures: int = 3, folder: str = BIN, options: str = "") -> Path:
+        """A file that describes it; `folder` holds the `python` that jobs find, `options` are more of them for sbatch."""
         path = self.folder / "cluster.yaml"
-        path.write_text(CLUSTER.format(nodes=nodes, time=time, bin=folder, max_failures=max_failures))
+        path.write_text(CLUSTER.format(nodes=nodes, time=time, bin=folder, max_failures=max_failures, options=options))
         return path
 
-    def submit(
-        self, run: Run, *overrides: str, nodes: int = 2, time: str = "10:00", max_failures: int = 3, folder: str = BIN
-    ) -> str:
+    def submit(self, run: Run, nodes: int = 2, **how) -> str:
         """The number of the job."""
-        self.cluster(nodes, time, max_failures, folder)
-        said = self(*self.command(run, *overrides))
+        self.cluster(nodes, **how)
+        said = self(*self.command(run))
         return said.split(" job ")[1].split(";")[0]
 
-    def command(self, run: Run, *overrides: str) -> list[str]:
+    def command(self, run: Run) -> list[str]:
         """To submit it to the cluster of the last submission."""
-        words = ["submit", run.recipe, *overrides, "--cluster", self.folder / "cluster.yaml"]
+        words = ["submit", run.recipe, "--cluster", self.folder / "cluster.yaml"]
         return list(map(str, [sys.executable, "-m", "vitscale.cli", *words]))
 
     def state(self, job: str) -> str:

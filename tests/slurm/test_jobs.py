@@ -1,5 +1,6 @@
 """Whatever happens to the jobs of a run, it goes on to the same end."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -64,6 +65,17 @@ def test_a_time_limit_that_leaves_no_time_for_work_is_no_endless_loop(slurm: Slu
     assert run.steps() == []
 
 
+def test_processes_that_stand_still_do_not_cost_the_job_its_place(slurm: Slurm, undisturbed: Run) -> None:
+    """Slurm ends a job for good at its time limit; what has not stopped by then ends a minute before."""
+    run, job = begin(slurm, "still", time="2:00", options=', signal: "B:USR1@10"')
+    for node in ("node0", "node1", "node2"):
+        for pid in slurm.processes(node, "vitscale.train\0"):
+            os.kill(pid, signal.SIGSTOP)
+    slurm.finish(run, job)
+    assert "rank ? on ?: at work until the end of the time" in (run.path / "failures.txt").read_text()
+    assert same(run, undisturbed)
+
+
 def test_a_signal_that_comes_while_the_job_is_set_up_is_not_lost(slurm: Slurm) -> None:
     run = slurm.run("early")
     job = slurm.submit(run, max_failures=1, folder=f"{BIN}:$PATH; kill -USR1 $$; PATH={BIN}")
@@ -90,11 +102,19 @@ def test_a_job_that_is_being_signalled_is_queued_again(slurm: Slurm, undisturbed
 
 
 def test_pre_emption(slurm: Slurm, undisturbed: Run) -> None:
-    run, job = begin(slurm, "preempted")
+    """While it starts, which is no failure, and while it trains."""
+    run = slurm.run("preempted")
+    job = slurm.submit(run)
     whole_nodes = ("--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=2")
-    slurm("sbatch", "--partition=urgent", *whole_nodes, "--output=/dev/null", "--wrap", "srun sleep 1")
-    slurm.finish(run, job)
+    urgent = ("sbatch", "--partition=urgent", *whole_nodes, "--output=/dev/null", "--wrap", "srun sleep 1")
+    slurm.wait(run, lambda: "loading torch" in run.output())
+    slurm(*urgent)
+    slurm.wait(run, lambda: run.steps() and run.steps()[-1] >= 30, job=job)
     assert "Restarts=1" in slurm("scontrol", "show", "job", job)
+    slurm(*urgent)
+    slurm.finish(run, job)
+    assert "Restarts=2" in slurm("scontrol", "show", "job", job)
+    assert not (run.path / "failures.txt").exists()
     assert same(run, undisturbed)
 
 
@@ -113,6 +133,7 @@ def test_the_stop_file_ends_the_job_for_good(slurm: Slurm, undisturbed: Run) -> 
     goes on with another number of nodes."""
     run, job = begin(slurm, "elastic")
     (run.path / "stop").touch()
+    slurm("scancel", "--batch", "--signal=USR1", job)  # that the time ends, too, makes no difference
     slurm.wait(run, lambda: slurm.ended(job))
     assert "JobState=FAILED" in (shown := slurm("scontrol", "show", "job", job)) and "ExitCode=3:0" in shown
     assert run.status()["state"] == "stopped"
@@ -143,6 +164,26 @@ def test_a_second_job_does_not_disturb_the_first(slurm: Slurm) -> None:
     slurm.finish(run, first)
 
 
+def test_a_job_outlasts_its_own_former_life(slurm: Slurm) -> None:
+    """As on a node that Slurm has lost, where it still runs."""
+    run = slurm.run("lost", steps=30)
+    job = slurm.submit(run, nodes=1)
+    slurm.wait(run, run.steps)
+    slurm("scontrol", "requeue", job)
+    with (run.path / "job.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        slurm.wait(run, lambda: "waits for it, 15 minutes at most" in run.output(), job=job)
+    slurm.finish(run, job)
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(slurm: Slurm, undisturbed: Run) -> None:
+    run, job = begin(slurm, "mute", options=", output: /dev/full")
+    slurm("scancel", "--batch", "--signal=USR1", job)
+    slurm.finish(run, job)
+    assert "Restarts=1" in slurm("scontrol", "show", "job", job)
+    assert same(run, undisturbed)
+
+
 def test_a_killed_launcher_costs_the_node_its_place(slurm: Slurm, undisturbed: Run) -> None:
     run, job = begin(slurm, "launcher")
     (launcher,) = slurm.processes("node1", "launcher.launch")
@@ -154,7 +195,8 @@ def test_a_killed_launcher_costs_the_node_its_place(slurm: Slurm, undisturbed: R
 
 def test_a_killed_process_is_named_first(slurm: Slurm, undisturbed: Run) -> None:
     run, job = begin(slurm, "killed")
-    (worker,) = slurm.processes("node1", "vitscale.train\0")[-1:]
+    launcher = slurm.processes("node1", "launcher.launch")
+    (worker,) = (pid for pid in slurm.processes("node1", "vitscale.train\0") if pid not in launcher)
     os.kill(worker, signal.SIGKILL)
     slurm.wait(run, lambda: (run.path / "failures.txt").exists())
     assert "rank 1 on node1" in (run.path / "failures.txt").read_text()

@@ -1,6 +1,7 @@
 """The scripts of slurm/ that are submitted by hand."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -42,10 +43,17 @@ def test_a_sweep_is_a_run_for_each_line(slurm: Slurm) -> None:
 
 
 def test_a_sweep_on_the_cluster_is_an_array(slurm: Slurm) -> None:
-    run = slurm.run("grid", steps=4)
+    """Each of its jobs is queued again by itself; the last one has the number of the array."""
+    run = slurm.run("grid", steps=60)
     words = (sys.executable, "-m", "vitscale.cli", "sweep", run.recipe, "optim.lr=[0.002,0.003]")
-    assert "-sweep-lr: array " in slurm(*words, "--cluster", slurm.cluster(1))
-    wait_for_all(slurm)
+    said = slurm(*words, "--cluster", slurm.cluster(1))
+    array = re.search("-sweep-lr: array ([0-9]+)", said)[1]
+    runs = [Run(run.recipe, slurm.folder / "runs" / f"grid-lr{lr}") for lr in ("0.002", "0.003")]
+    slurm.wait(run, lambda: all(one.steps() for one in runs))
+    slurm("scancel", "--batch", "--signal=USR1", array)
+    for number, one in enumerate(runs):
+        slurm.finish(one, f"{array}_{number}")
+        assert "Restarts=1" in slurm("scontrol", "show", "job", f"{array}_{number}")
     table = slurm(*words, "--show").splitlines()
     assert sorted(line.split()[0] for line in table[1:3]) == ["grid-lr0.002", "grid-lr0.003"]
     assert table[3] == f"best: {table[1].split()[0]}"

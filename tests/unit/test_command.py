@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from launcher.command import CONFIG_FILE, local_command, local_environment
+from launcher.launch import report
 from launcher.local import check_port, count_gpus, default_processes, run
 from vitscale.config import HardwareConfig
 from vitscale.errors import LaunchError
@@ -29,6 +31,40 @@ HOSTILE = [
     "-m",
     "",
 ]
+
+
+@pytest.mark.slow
+def test_a_stop_signal_leaves_time_to_save(tmp_path):
+    """Torch would kill the processes after 30 s."""
+    (script := tmp_path / "saves.py").write_text(SAVES)
+    command = [*local_command("x", [], 1, 0)[:-2], str(script), str(tmp_path / "saved")]
+    launcher = subprocess.Popen(command, env=os.environ | local_environment(1, "cpu", 1))
+    wait_until((tmp_path / "saved").exists, 60)
+    launcher.terminate()
+    launcher.wait(90)
+    assert (tmp_path / "saved").read_text() == "whole"
+
+
+SAVES = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(33)
+    pathlib.Path(sys.argv[1]).write_text("whole")
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1]).write_text("part")
+time.sleep(60)
+"""
+
+
+def test_a_process_that_a_signal_ended_is_named_by_its_rank(tmp_path, monkeypatch):
+    """Among all nodes, whatever their order in the rendezvous: here the second process of the node with ranks 4 to 7."""
+    monkeypatch.setenv("RUN_DIR", str(tmp_path))
+    killed = [ProcessFailure(local_rank, 100, -signal.SIGKILL, error_file="") for local_rank in (0, 1)]
+    killed[0].timestamp, killed[1].timestamp = 20, 10
+    report({4: killed[0], 5: killed[1]})
+    assert (tmp_path / "first_error.txt").read_text().startswith(f"rank 5 on {socket.gethostname()}, step ?")
+
 
 NEW_PIDS = ("--user", "--map-root-user", "--pid", "--fork", "--mount-proc")  # a process tree of its own, as in a container
 

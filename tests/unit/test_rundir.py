@@ -74,11 +74,11 @@ def test_a_killed_owner_leaves_the_directory_free(config, start_owner):
 def elsewhere(run, seen):
     """What an owner on another machine, whose lock is not seen here, has last written."""
     run.path.mkdir(parents=True, exist_ok=True)
-    said = {"pid": 7, "host": "elsewhere", "since": 0.0, "seen": seen, "every_s": 0.2}
+    said = {"pid": 7, "host": "elsewhere", "since": 0.0, "seen": seen, "every_s": 1.0}
     replace_text(run.path / "owner", json.dumps(said))
 
 
-@pytest.mark.parametrize("signs_every_s", [0.05, 0.45])  # of every 0.2 s that it promises; two may be missed
+@pytest.mark.parametrize("signs_every_s", [0.2, 2.0])  # of one a second that it promises; two may be missed
 def test_an_owner_on_another_machine_is_refused_while_it_gives_signs_of_life(config, signs_every_s):
     run, stop = RunDir(config()), threading.Event()
 
@@ -89,10 +89,12 @@ def test_an_owner_on_another_machine_is_refused_while_it_gives_signs_of_life(con
     elsewhere(run, time.time())
     owner = threading.Thread(target=live)
     owner.start()
-    with pytest.raises(RecipeError, match=r"in use by process 7 on elsewhere since .*last seen"):
-        run.claim()
-    stop.set()
-    owner.join()
+    try:
+        with pytest.raises(RecipeError, match=r"in use by process 7 on elsewhere since .*last seen"):
+            run.claim()
+    finally:
+        stop.set()
+        owner.join()
 
 
 def test_an_owner_gives_signs_of_life_from_claim_to_release_whatever_it_does(config, monkeypatch):
@@ -109,7 +111,9 @@ def test_an_owner_gives_signs_of_life_from_claim_to_release_whatever_it_does(con
     assert (run.path / "owner").read_text() == ""
 
 
-@pytest.mark.parametrize(("age_s", "within_s"), [(3600, 0.2), (0, 2.0), (-3600, 2.0)])
+@pytest.mark.parametrize(
+    ("age_s", "within_s"), [(3600, 2.0), (0, 10.0), (-3600, 10.0)]
+)  # it is given 3 s, if its clock does not tell
 def test_a_silent_owner_on_another_machine_is_taken_over_loudly_whatever_its_clock_says(config, capsys, age_s, within_s):
     run = RunDir(config())
     elsewhere(run, time.time() - age_s)

@@ -116,6 +116,14 @@ def test_the_file_stop_is_seen_before_the_first_item(world, run) -> None:
     assert world.stop_reason == "stop file"
 
 
+def test_a_file_system_that_answers_with_an_error_is_no_stop(world, run, monkeypatch) -> None:
+    monkeypatch.setattr(run, "stop", run.path / (300 * "x"))
+    with Watch(world, run, hang_after_s=2) as watch:
+        time.sleep(0.8)
+        assert watch._thread.is_alive()
+    assert not world.stop_requested
+
+
 def test_a_deadline_that_is_no_time_is_said_so() -> None:
     assert (deadline(""), deadline("17")) == (float("inf"), 17.0)
     with pytest.raises(LaunchError, match="VITSCALE_DEADLINE: found 'tomorrow', it takes seconds since 1970"):

@@ -184,6 +184,7 @@ def test_processes_at_once_stay_below_the_limit_with_right_bytes(tmp_path):
 
 def test_processes_killed_at_any_moment_do_no_harm(tmp_path):
     limit, draw = 6 * STORED, random.Random(0)
+    Cache(tmp_path, limit)
     witness = hammer(tmp_path, limit, 99, 2500)
     for seed in range(6):
         process = hammer(tmp_path, limit, seed, 10**9)
