@@ -53,7 +53,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0
-KillWait=20
+KillWait=10
 PartitionName=main Nodes=node[0-$last] Default=YES State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=urgent Nodes=node[0-$last] State=UP PriorityTier=10
 EOF
