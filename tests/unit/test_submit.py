@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -59,6 +60,13 @@ def bash(script: str, cwd: Path, *words: str) -> str:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_by_hand_are_sound(path):
     bash(f"shellcheck {path}", ROOT)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_no_pipe_of_a_script_ends_before_all_is_written(path):
+    """With pipefail the whole pipe then fails if there was much, of a thousand hosts say, and the job with it."""
+    assert "pipefail" in path.read_text()
+    assert re.findall(r"(?<!\|)\| *(?:head|grep -\w*q|grep -\w*m)\b.*", path.read_text()) == []
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
